@@ -1,0 +1,88 @@
+"""Checkpoints: safetensors and JSON, never pickled objects, whole or absent."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sasrec.config import ModelParams, from_mapping
+from sasrec.errors import UserError
+from sasrec.files import atomic, read_json, write_json
+from sasrec.models.sasrec import SASRec
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: Any = None) -> None:
+    """Write tensors, and `meta` as JSON in the header. The same content always gives the same bytes: the header's own map
+    is written in arbitrary order, so all of `meta` is one entry of it."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    with atomic(path) as temporary:
+        save_file(plain, temporary, {"meta": json.dumps(meta, sort_keys=True)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and the meta of a file of `save_tensors`. Raises UserError where the file is broken."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get("meta", "null"))
+        return load_file(path), meta
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run `dvc repro` to make it") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); delete it and run `dvc repro`") from None
+
+
+def save_model(folder: Path, model: SASRec, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write `model.safetensors` and `model.json` (the model's parameters and `card`) into `folder`."""
+    save_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "model.json", {"model": dataclasses.asdict(model.params), "items": model.items, **card})
+
+
+def load_model(folder: Path) -> tuple[SASRec, dict[str, Any]]:
+    """The full-precision model in `folder` and its card."""
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    card = read_json(folder / "model.json")
+    model = SASRec(from_mapping(ModelParams, card["model"], "model"), card["items"])
+    model.load_state_dict(tensors)
+    return model, card
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for everything a run depends on: a resume file is only ever found by the same run."""
+    text = json.dumps(parts, sort_keys=True, default=lambda value: dataclasses.asdict(value))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def flatten(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split a nested state dict into its tensors and the rest, both keyed by path (for optimizer states)."""
+    tensors, rest = {}, {}
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, dict):
+            inner_tensors, inner_rest = flatten(value, name + "/")
+            tensors |= inner_tensors
+            rest |= inner_rest
+        else:
+            rest[name] = value
+    return tensors, rest
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state per parameter, by '<parameter number>/<name>'."""
+    return flatten(optimizer.state_dict()["state"])[0]
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of `optimizer_tensors` back; learning rates are set by the schedule at every step."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        number, name = path.split("/")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

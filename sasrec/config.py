@@ -1,0 +1,354 @@
+"""The parameters of a study as frozen dataclasses, one per section of params.yaml.
+
+Values are converted by their declared type, because YAML readers disagree: `dvc exp run -S train.lr=5e-5` writes
+`5e-05`, which PyYAML reads as a string. Unknown keys are refused with the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from sasrec.errors import UserError
+
+T = TypeVar("T")
+
+
+def unknown(what: str, name: object, known: typing.Iterable[str], where: str = "params.yaml") -> UserError:
+    """The error for a name that nothing knows; names the nearest known one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
+    return UserError(f"{where}: unknown {what} '{name}'; {hint}")
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """Convert `value` to the annotated type `kind`, or raise UserError naming `key`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+
+    def wrong(wanted: str) -> UserError:
+        return UserError(f"params.yaml: {key} must be {wanted}, not {value!r}")
+
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return _convert(inner, value, key)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            if isinstance(value, str):
+                raise unknown(f"value of {key}", value, arguments)
+            raise wrong("one of " + ", ".join(map(str, arguments)))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise wrong("a list")
+        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise wrong("a mapping")
+        return {str(name): _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(typing.cast(type, kind), value, key)
+    if kind is Any:
+        return value
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        if isinstance(value, str) and value.lower() in words:
+            return words[value.lower()]
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if kind is str:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise wrong("text (quote it if it is a word like yes, no, on or off)")
+        return str(value)
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = kind(value)
+        if kind is int and float(value) != number:
+            raise ValueError
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ValueError
+        return number
+    except (TypeError, ValueError, OverflowError):
+        raise wrong("a whole number" if kind is int else "a number") from None
+
+
+def from_mapping(cls: type[T], mapping: Any, where: str) -> T:
+    """Build the dataclass `cls` from `mapping`, the value of the key `where` in params.yaml.
+
+    Raises UserError for an unknown or missing key, or a value of the wrong type or outside its range.
+    """
+    if mapping is None:
+        mapping = {}
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"params.yaml: {where} must be a mapping of keys to values, not {mapping!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
+    prefix = f"{where}." if where else ""
+    for name in mapping:
+        if name not in fields:
+            raise unknown("key", f"{prefix}{name}", [f"{prefix}{known}" for known in fields])
+    values = {name: _convert(hints[name], value, f"{prefix}{name}") for name, value in mapping.items()}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"params.yaml: the key {prefix}{missing[0]} is missing")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"params.yaml: {prefix}{error}") from None
+
+
+def within(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless low <= value <= high; None passes."""
+    if value is not None and not low <= value <= high:
+        limit = f"between {low} and {high}" if high != float("inf") else f"at least {low}"
+        raise ValueError(f"{name} must be {limit}, not {value}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of the user's own file. A default name that the file lacks is left out (rating, category,
+    and timestamp, which then means file order); any other name that the file lacks is an error. null: do not read it."""
+
+    user: str = "user"
+    item: str = "item"
+    timestamp: str | None = "timestamp"
+    rating: str | None = "rating"
+    category: str | None = "category"
+
+
+# The value of dataset.path that means "no local file": DVC needs the path of a file that exists.
+NO_FILE = "data/.gitkeep"
+
+
+@dataclass(frozen=True)
+class DatasetParams:
+    name: str = "sample"
+    path: str = NO_FILE
+    sha256: str | None = None
+    format: str | None = None
+    separator: str | None = None
+    times: Literal["comparable", "order"] | None = None
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
+class SampleParams:
+    """Size of the built-in simulated data set."""
+
+    users: int = 1500
+    items: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("users", self.users, 10)
+        within("items", self.items, 20)
+        within("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class PrepareParams:
+    min_user: int = 5
+    min_item: int = 5
+    min_rating: float | None = None
+    # once: both thresholds are counted on the raw data, as the SASRec authors do; k_core: iterated until nothing falls out.
+    filter: Literal["once", "k_core"] = "once"
+    duplicates: Literal["keep", "first", "last"] = "keep"
+    # Candidates per user of the sampled protocol, and the seed they are drawn with.
+    candidates: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("min_user", self.min_user, 1)
+        within("min_item", self.min_item, 1)
+        within("candidates", self.candidates, 1)
+        within("seed", self.seed, 0)
+
+
+Block = Literal["original", "pre_norm", "post_norm"]
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    max_len: int = 50
+    hidden: int = 64
+    blocks: int = 2
+    heads: int = 1
+    ffn_dim: int | None = None  # null: as wide as hidden
+    dropout: float = 0.2
+    block: Block = "pre_norm"
+    position: bool = True
+    embedding_norm: bool = False
+    final_norm: bool = True
+    attention_output: bool = True
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_len", "hidden", "blocks", "heads", "ffn_dim"):
+            within(name, getattr(self, name), 1)
+        within("dropout", self.dropout, 0, 0.95)
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+
+
+Loss = Literal["bce", "gbce", "sampled_softmax", "cross_entropy", "bpr"]
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    loss: Loss = "sampled_softmax"
+    # Per position for bce, gbce and bpr; shared by the whole batch for sampled_softmax, and for gbce when shared_negatives.
+    negatives: int = 256
+    shared_negatives: bool = True
+    negatives_from: Literal["unseen", "all"] = "unseen"
+    gbce_t: float = 0.75
+    windows: Literal["last", "all"] = "all"
+    epochs: int = 60
+    batch_size: int = 128
+    lr: float = 1e-3
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup: float = 0.0  # share of all steps
+    clip_norm: float | None = None
+    patience: int = 10  # validations without a new best before stopping
+    evaluate_every: int = 1
+    select_on: Literal["full", "sampled"] = "full"
+
+    def __post_init__(self) -> None:
+        for name in ("negatives", "batch_size", "evaluate_every", "patience"):
+            within(name, getattr(self, name), 1)
+        within("epochs", self.epochs, 0)
+        within("gbce_t", self.gbce_t, 0, 1)
+        within("warmup", self.warmup, 0, 1)
+        within("weight_decay", self.weight_decay, 0)
+        within("clip_norm", self.clip_norm, 0)
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    bits: int = 8
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    embedding_bits: int | None = None
+    overrides: dict[str, int] = field(default_factory=dict)  # tensor name -> bits; 32 leaves it in full precision
+    model: str = "sasrec"
+    init: Literal["checkpoint", "scratch"] = "checkpoint"
+    epochs: int = 5
+    lr: float = 2e-4
+    table: Literal["per_row", "per_tensor"] = "per_row"
+    calibration_batches: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "weight_bits", "activation_bits"):
+            within(name, getattr(self, name), 2, 8)
+        within("embedding_bits", self.embedding_bits, 1, 8)
+        for tensor, bits in self.overrides.items():
+            if bits != 32:
+                within(f"overrides.{tensor}", bits, 1, 8)
+        within("epochs", self.epochs, 0)
+        within("calibration_batches", self.calibration_batches, 1)
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    exclude_seen: bool = True
+    bootstrap: int = 1000
+    seed: int = 0
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        within("bootstrap", self.bootstrap, 100)
+        within("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True)
+class BenchmarkParams:
+    batch_sizes: tuple[int, ...] = (1, 32, 512)
+    repeats: int = 20
+
+    def __post_init__(self) -> None:
+        within("repeats", self.repeats, 3)
+        for size in self.batch_sizes:
+            within("batch_sizes", size, 1)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All of params.yaml. The options of `methods.<name>` are declared in `sasrec/quant/<name>.py` and checked there."""
+
+    models: tuple[str, ...]
+    quantized: tuple[str, ...]
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    threads: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dataset: DatasetParams = field(default_factory=DatasetParams)
+    sample: SampleParams = field(default_factory=SampleParams)
+    prepare: PrepareParams = field(default_factory=PrepareParams)
+    model: ModelParams = field(default_factory=ModelParams)
+    train: TrainParams = field(default_factory=TrainParams)
+    per_model: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quant: QuantParams = field(default_factory=QuantParams)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+    benchmark: BenchmarkParams = field(default_factory=BenchmarkParams)
+
+    def __post_init__(self) -> None:
+        within("threads", self.threads, 1, 1024)
+        for name in ("models", "variants", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name at least one")
+
+    def of_model(self, name: str) -> tuple[ModelParams, TrainParams]:
+        """The model and train sections as `per_model.<name>` overrides them."""
+        if name not in self.per_model:
+            raise unknown("model", name, self.per_model)
+        overrides = self.per_model[name]
+        for section in overrides:
+            if section not in ("model", "train"):
+                raise unknown(
+                    "key", f"per_model.{name}.{section}", [f"per_model.{name}.{s}" for s in ("model", "train")]
+                )
+        changed = []
+        for section, base in (("model", self.model), ("train", self.train)):
+            override = overrides.get(section) or {}
+            # Checked alone first, so that an error names the key the person wrote.
+            checked = from_mapping(type(base), override, f"per_model.{name}.{section}")
+            try:
+                changed.append(dataclasses.replace(base, **{key: getattr(checked, key) for key in override}))
+            except ValueError as error:
+                raise UserError(f"params.yaml: per_model.{name}.{section}.{error}") from None
+        return typing.cast(tuple[ModelParams, TrainParams], tuple(changed))
+
+
+def check_names(study: Study, methods: typing.Iterable[str]) -> None:
+    """Refuse names in the lists that nothing provides. `methods`: the quantization methods that exist."""
+    for model in study.models:
+        study.of_model(model)
+    known = set(methods)
+    for method in study.quantized:
+        if method not in known:
+            raise unknown("method in the list quantized", method, known)
+    for method in study.methods:
+        if method not in known:
+            raise unknown("key", f"methods.{method}", [f"methods.{name}" for name in known])
+    for variant in study.variants:
+        if variant not in known | set(study.per_model):
+            raise unknown("variant", variant, known | set(study.per_model))
+    if study.quant.model not in study.per_model:
+        raise unknown("model in quant.model", study.quant.model, study.per_model)

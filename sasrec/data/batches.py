@@ -1,0 +1,130 @@
+"""From stored sequences to training batches: windows, batches of like length, negatives. No loop over users anywhere.
+
+Everything random is drawn from a generator seeded with (seed, epoch), so that an epoch can be repeated on its own: a run
+that is killed and resumed sees exactly the batches of one that was not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+# Batches that are sorted by length together; long enough to leave almost no padding, short enough to stay random.
+BATCHES_SORTED_TOGETHER = 50
+
+
+class Store(Protocol):
+    """What training needs of `sasrec.data.sequences.Sequences`."""
+
+    items: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @property
+    def train_ends(self) -> NDArray[np.int64]: ...
+    @property
+    def items_count(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """histories: (batch, length) item ids, 0 = padding on the left. targets: (batch, length), the item that follows each
+    position, 0 where there is padding. users: (batch,) indices of the users."""
+
+    histories: Ints
+    targets: Ints
+    users: Ints
+
+
+def windows(offsets: Ints, ends: Ints, max_len: int, every: bool, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+    """Cut the training part [offsets[u], ends[u]) of each user into windows of up to `max_len` (input, target) pairs.
+
+    Returns (users, starts, stops): the inputs of a window are items[start:stop], its targets items[start + 1:stop + 1].
+    Without `every` there is one window a user, its last pairs. With it every pair is in exactly one window, and the place
+    of the cuts is drawn anew for each epoch, so that no item is forever at the start of a window with no history.
+    """
+    pairs = np.maximum(ends - offsets[:-1] - 1, 0)
+    users = np.flatnonzero(pairs > 0)
+    pairs, last = pairs[users], ends[users] - 1
+    if not every:
+        return users, last - np.minimum(pairs, max_len), last
+    # The first window from the right is `shift` pairs long where the history needs more than one window.
+    shift = np.where(pairs > max_len, rng.integers(1, max_len + 1, len(users)), np.minimum(pairs, max_len))
+    count = 1 + -(-(pairs - shift) // max_len)
+    owner = np.repeat(np.arange(len(users)), count)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)  # 0 is the rightmost window
+    stops = last[owner] - np.where(number == 0, 0, shift[owner] + (number - 1) * max_len)
+    lengths = np.where(number == 0, shift[owner], max_len)
+    starts = np.maximum(stops - lengths, (last - pairs)[owner])
+    return users[owner], starts, stops
+
+
+def left_padded(items: NDArray[np.int32], starts: Ints, stops: Ints, length: int) -> Ints:
+    """items[start:stop] of each row, (rows, length), padded with 0 on the left."""
+    index = stops[:, None] - length + np.arange(length)
+    real = index >= starts[:, None]
+    return np.where(real, items[np.where(real, index, 0)], 0).astype(np.int64)
+
+
+def epoch_batches(
+    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int
+) -> tuple[int, Iterator[Batch]]:
+    """The batches of one epoch, in random order, each of windows of about the same length. Returns their number too."""
+    rng = np.random.default_rng([seed, epoch, 0])
+    users, starts, stops = windows(np.asarray(store.offsets), store.train_ends, max_len, every, rng)
+    order = rng.permutation(len(users))
+    lengths = (stops - starts)[order]
+    pool = np.arange(len(order)) // (batch_size * BATCHES_SORTED_TOGETHER)
+    order = order[np.lexsort((lengths, pool))]
+    batches = rng.permutation(-(-len(order) // batch_size))
+
+    def generate() -> Iterator[Batch]:
+        for number in batches:
+            rows = order[number * batch_size : (number + 1) * batch_size]
+            begin, end = starts[rows], stops[rows]
+            length = int((end - begin).max())
+            histories = left_padded(store.items, begin, end, length)
+            targets = left_padded(store.items, begin + 1, end + 1, length)
+            yield Batch(histories, targets, users[rows])
+
+    return len(batches), generate()
+
+
+class NegativeSampler:
+    """Uniform items, or uniform items that are not in the user's training history."""
+
+    def __init__(self, store: Store, unseen: bool) -> None:
+        self.items, self.unseen = store.items_count, unseen
+        self.stride = self.items + 1
+        if unseen:
+            offsets, ends = np.asarray(store.offsets), store.train_ends
+            users = np.repeat(np.arange(len(ends)), ends - offsets[:-1])
+            inside = np.arange(len(users)) + np.repeat(
+                offsets[:-1] - np.cumsum(ends - offsets[:-1]) + (ends - offsets[:-1]), ends - offsets[:-1]
+            )
+            self.seen = np.unique(users * self.stride + store.items[inside])
+            counts = np.bincount(self.seen // self.stride, minlength=len(ends))
+            self.saturated = counts >= self.items  # nothing is unseen: any item has to do
+
+    def draw(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
+        """Item ids of `shape`, whose first axis is that of `users`. One vectorised draw, and one more for each round of
+        those that hit the history (looked up in the sorted keys user * stride + item)."""
+        drawn = rng.integers(1, self.items + 1, shape)
+        if not self.unseen:
+            return drawn
+        flat = drawn.reshape(-1)
+        owner = np.repeat(users, int(np.prod(shape[1:])))
+        pending = np.flatnonzero(~self.saturated[owner])
+        while len(pending):
+            keys = owner[pending] * self.stride + flat[pending]
+            place = np.minimum(np.searchsorted(self.seen, keys), len(self.seen) - 1)
+            pending = pending[self.seen[place] == keys]
+            flat[pending] = rng.integers(1, self.items + 1, len(pending))
+        return flat.reshape(shape)
+
+    def draw_shared(self, count: int, rng: np.random.Generator) -> Ints:
+        """`count` uniform item ids, with repetition, for a whole batch."""
+        return rng.integers(1, self.items + 1, count)

@@ -1,0 +1,115 @@
+"""The second, slow pass over a text file that could not be read: which line is the first bad one, and why."""
+
+import csv
+import gzip
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from sasrec.data.timestamps import DATE, is_time
+from sasrec.errors import UserError
+
+SHOWN = 80  # characters of a bad line that are quoted
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open plain or gzipped text; the byte-order mark is skipped, bytes that are not UTF-8 become surrogates."""
+    opened: Callable[..., IO[str]] = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield file
+
+
+def quote(text: str) -> str:
+    """The beginning of a line, safe to print."""
+    text = text.encode("utf-8", "backslashreplace").decode().rstrip("\r\n")
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+
+
+def bad_line(path: Path, number: int, problem: str, content: str) -> UserError:
+    return UserError(f"{path}, line {number}: {problem}: {quote(content)}; correct or remove the line and run again")
+
+
+def rows(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, list[str], str]]:
+    """Line number (from 1), fields, and the line, for every line that is not blank."""
+    with open_text(path) as file:
+        if quoted:
+            reader = csv.reader(file, delimiter=separator)
+            start = 1
+            for fields in reader:
+                if fields:
+                    yield start, fields, separator.join(fields)
+                start = reader.line_num + 1
+        else:
+            for number, line in enumerate(file, 1):
+                line = line.rstrip("\r\n")
+                if line:
+                    yield number, line.split(separator), line
+
+
+def id_problem(value: str) -> str | None:
+    if not value:
+        return "the {what} id is empty"
+    return "not UTF-8 text" if any("\udc80" <= letter <= "\udcff" for letter in value) else None
+
+
+def number_problem(value: str) -> str | None:
+    try:
+        if "_" in value:
+            raise ValueError
+        return None if math.isfinite(float(value)) else "the {what} is not a finite number"
+    except ValueError:
+        return "the {what} is missing" if not value.strip() else "the {what} is not a number"
+
+
+def time_problem(value: str) -> str | None:
+    return None if is_time(value) else number_problem(value) or "the {what} is not a time"
+
+
+PROBLEMS: dict[str, Callable[[str], str | None]] = {
+    "user": id_problem,
+    "item": id_problem,
+    "timestamp": time_problem,
+    "rating": number_problem,
+}
+
+
+def explain(
+    path: Path, separator: str, quoted: bool, header: bool, fields: int, columns: Sequence[tuple[str, int]], reason: str
+) -> UserError:
+    """The error for a delimited file that could not be read.
+
+    `fields`: how many a line must have. `columns`: (user, item, timestamp or rating; its position) to check.
+    `reason`: what the fast reader said, given when no line is found at fault.
+    """
+    count = 0
+    dates: bool | None = None
+    shown = {"\t": "tabs"}.get(separator, f"separators '{separator}'")
+    try:
+        for number, values, line in rows(path, separator, quoted):
+            if header:
+                header = False
+                continue
+            count += 1
+            if len(values) != fields:
+                return bad_line(path, number, f"expected {fields} fields between {shown}, found {len(values)}", line)
+            for what, position in columns:
+                problem = PROBLEMS[what](values[position])
+                if what == "timestamp" and problem is None:
+                    is_date = DATE.fullmatch(values[position]) is not None
+                    if dates is not None and is_date != dates:
+                        problem = "the {what} is " + ("a date" if is_date else "a number") + ", unlike those before"
+                    dates = is_date
+                if problem:
+                    return bad_line(path, number, problem.format(what=what), line)
+            if id_problem(line.replace(separator, "")) == "not UTF-8 text":
+                return bad_line(path, number, "not UTF-8 text", line)
+    except csv.Error as error:
+        return UserError(f"{path}: not a readable csv file: {error}; check dataset.separator")
+    except (EOFError, gzip.BadGzipFile):
+        return UserError(f"{path} is not a whole gzip file; get it again")
+    if not count:
+        return UserError(f"{path} is empty: it has no interactions; give a file with at least one line of data")
+    return UserError(f"{path} cannot be read: {' '.join(reason.split())[:300]}")

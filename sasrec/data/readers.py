@@ -1,0 +1,105 @@
+"""One function per format, from the raw folder to the common table."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from sasrec.config import Columns, DatasetParams
+from sasrec.data import delimited, sequence_lines, titles
+from sasrec.data.columnar import amazon_2023, read_jsonl, read_parquet
+from sasrec.data.columns import Found, find, header
+from sasrec.data.delimited import Layout
+from sasrec.data.explain import open_text
+from sasrec.data.source import Source
+from sasrec.data.table import Table
+from sasrec.errors import UserError
+
+RATINGS = Found(user=0, item=1, rating=2, timestamp=3)
+
+
+def read(folder: Path, source: Source, params: DatasetParams) -> Table:
+    """Read the raw folder. Raises UserError naming file, line or column for anything that does not fit the format."""
+    path = folder / source.file
+    if not path.exists():
+        raise UserError(f"{path} is missing; run the fetch stage again")
+    table = READERS[source.format](path, params)
+    names, categories = titles.read(folder, source.extras)
+    return dataclasses.replace(table, titles=names, categories=categories or table.categories)
+
+
+def movielens_dat(path: Path, params: DatasetParams) -> Table:
+    """`user::item::rating::timestamp`, as in MovieLens 1M and 10M."""
+    return delimited.read(path, Layout("::", 4, RATINGS))
+
+
+def movielens_tab(path: Path, params: DatasetParams) -> Table:
+    """user, item, rating, timestamp between tabs, as in MovieLens 100K."""
+    return delimited.read(path, Layout("\t", 4, RATINGS))
+
+
+def movielens_csv(path: Path, params: DatasetParams) -> Table:
+    """userId,movieId,rating,timestamp with that header, as in the newer MovieLens sets."""
+    return _named(path, Columns("userId", "movieId", "timestamp", "rating", None), ",", own=False)
+
+
+def amazon_2014(path: Path, params: DatasetParams) -> Table:
+    """user,item,rating,timestamp without a header."""
+    return delimited.read(path, Layout(",", 4, RATINGS))
+
+
+def amazon_2023_csv(path: Path, params: DatasetParams) -> Table:
+    """user_id,parent_asin,rating,timestamp with that header, timestamps in milliseconds."""
+    return _named(path, amazon_2023(params.columns), ",", own=False)
+
+
+def amazon_2023_jsonl(path: Path, params: DatasetParams) -> Table:
+    """One review per line as a JSON object."""
+    return read_jsonl(path, amazon_2023(params.columns), own=False)
+
+
+def user_item(path: Path, params: DatasetParams) -> Table:
+    """Two words per line, chronological."""
+    with open_text(path) as file:
+        first = next((line for line in file if line.strip()), "")
+    separator = "\t" if "\t" in first else "," if "," in first and " " not in first.strip() else " "
+    return delimited.read(path, Layout(separator, 2, Found(user=0, item=1)))
+
+
+def sequences(path: Path, params: DatasetParams) -> Table:
+    """`user item item ...`, one line per user."""
+    return sequence_lines.read(path)
+
+
+def table(path: Path, params: DatasetParams) -> Table:
+    """The user's own csv or tsv with a header."""
+    return _named(path, params.columns, params.separator)
+
+
+def parquet(path: Path, params: DatasetParams) -> Table:
+    """The user's own parquet."""
+    return read_parquet(path, params.columns)
+
+
+def jsonl(path: Path, params: DatasetParams) -> Table:
+    """The user's own JSON lines."""
+    return read_jsonl(path, params.columns)
+
+
+def _named(path: Path, columns: Columns, separator: str | None, own: bool = True) -> Table:
+    by, names = header(path, columns, separator)
+    return delimited.read(path, Layout(by, len(names), find(columns, names, path, own), header=True, quoted=True))
+
+
+READERS: dict[str, Callable[[Path, DatasetParams], Table]] = {
+    "movielens-dat": movielens_dat,
+    "movielens-tab": movielens_tab,
+    "movielens-csv": movielens_csv,
+    "amazon-2014": amazon_2014,
+    "amazon-2023-csv": amazon_2023_csv,
+    "amazon-2023-jsonl": amazon_2023_jsonl,
+    "user-item": user_item,
+    "sequences": sequences,
+    "table": table,
+    "parquet": parquet,
+    "jsonl": jsonl,
+}

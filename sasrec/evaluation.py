@@ -1,0 +1,162 @@
+"""Ranks of every user's held-out item, under both protocols, for anything that scores items.
+
+Leave-one-out: the last item of a user is for test, the last but one for validation. At test the history includes the
+validation item. Ranked are all items that the user has not seen in that history, and always the target itself.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sasrec.data.batches import Ints, left_padded
+
+Part = Literal["validation", "test"]
+
+# Scores held at once, in elements; bounds the memory of ranking whatever the catalogue.
+BLOCK_ELEMENTS = 8_000_000
+
+
+class Held(Protocol):
+    """What evaluation needs of `sasrec.data.sequences.Sequences`."""
+
+    items: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    negatives: NDArray[np.int32]
+    validation_negatives: NDArray[np.int32]
+
+    @property
+    def evaluated(self) -> NDArray[np.int64]: ...
+    @property
+    def items_count(self) -> int: ...
+
+
+# (histories (batch, length) padded left, users (batch,)) -> scores of all items (batch, items + 1), column 0 ignored.
+Scorer = Callable[[Tensor, Ints], Tensor]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """full, sampled: (users,) float32, one rank per evaluated user in their order. recommended: (items + 1,) how many
+    users have the item among their ten best."""
+
+    full: NDArray[np.float32]
+    sampled: NDArray[np.float32]
+    recommended: NDArray[np.int64]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the catalogue that is among the ten best of at least one user."""
+        return float((self.recommended[1:] > 0).mean())
+
+
+def history_ends(store: Held, part: Part) -> Ints:
+    """For each evaluated user, the index in `items` of the held-out item, which is where the history ends."""
+    return np.asarray(store.offsets)[store.evaluated + 1] - (1 if part == "test" else 2)
+
+
+def blocks(store: Held, part: Part, max_len: int, size: int) -> Iterator[tuple[Ints, Ints]]:
+    """(positions in `evaluated`, their histories (batch, length)) in batches of about equal length."""
+    ends = history_ends(store, part)
+    begins = np.maximum(np.asarray(store.offsets)[store.evaluated], ends - max_len)
+    order = np.argsort(ends - begins, kind="stable")
+    for at in range(0, len(order), size):
+        rows = order[at : at + size]
+        yield rows, left_padded(store.items, begins[rows], ends[rows], int((ends - begins)[rows].max()))
+
+
+def mean_rank(scores: Tensor, target: Tensor) -> Tensor:
+    """scores: (batch, n), -inf where not a candidate, the target among them; target: (batch,) its score. Mean-tie rank."""
+    higher = (scores > target[:, None]).sum(1)
+    equal = (scores == target[:, None]).sum(1) - 1
+    return 1 + higher + equal.to(torch.float32) / 2
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """Ids of the k best columns of each row, (batch, k), best first; ties go to the lower id."""
+    k = min(k, scores.shape[1])
+    values, ids = scores.topk(k)
+    least = values[:, -1:]
+    # topk takes any of those that tie at the edge; only rows where some are left out need care, and inside the k best a
+    # stable sort by descending value of ids in ascending order settles the rest.
+    crowded = ((scores >= least).sum(1) > k).nonzero().squeeze(1)
+    if len(crowded):
+        part, edge = scores[crowded], least[crowded]
+        room = k - (part > edge).sum(1, keepdim=True)
+        tied = part == edge
+        taken = (part > edge) | (tied & (tied.cumsum(1) <= room))
+        ids[crowded] = taken.nonzero()[:, 1].view(-1, k)
+    ids = ids.sort(dim=1).values
+    order = scores.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
+    return ids.gather(1, order)
+
+
+@torch.no_grad()
+def rank(
+    scorer: Scorer,
+    store: Held,
+    part: Part,
+    max_len: int,
+    *,
+    exclude_seen: bool = True,
+    batch_size: int = 512,
+    device: torch.device | str = "cpu",
+    only: Literal["full", "sampled", "both"] = "both",
+) -> Ranks:
+    """Rank the held-out item of every evaluated user.
+
+    max_len: how much of the history the scorer is given. Raises ValueError where a score is not a number.
+    """
+    ends = history_ends(store, part)
+    targets = np.asarray(store.items)[ends].astype(np.int64)
+    negatives = store.negatives if part == "test" else store.validation_negatives
+    full = np.zeros(len(ends), np.float32)
+    sampled = np.zeros(len(ends), np.float32)
+    recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
+    size = max(1, min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1)))
+    for rows, histories in blocks(store, part, max_len, size):
+        users = store.evaluated[rows]
+        scores = scorer(torch.from_numpy(histories).to(device), users)
+        scores[:, 0] = -torch.inf
+        if bool(scores.isnan().any()):
+            raise ValueError("a score is not a number")
+        target = torch.from_numpy(targets[rows]).to(device)
+        own = scores.gather(1, target[:, None]).squeeze(1)
+        candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)
+        sampled_scores = torch.cat([scores.gather(1, candidates), own[:, None]], 1)
+        sampled[rows] = mean_rank(sampled_scores, own).cpu().numpy()
+        if only == "sampled":
+            continue
+        if exclude_seen:
+            row, item = seen_pairs(store, users, ends[rows])
+            scores[torch.from_numpy(row).to(device), torch.from_numpy(item).to(device)] = -torch.inf
+            scores.scatter_(1, target[:, None], own[:, None])
+        full[rows] = mean_rank(scores, own).cpu().numpy()
+        if only == "both":
+            recommended += torch.bincount(best(scores, 10).flatten(), minlength=len(recommended))
+    return Ranks(full, sampled, recommended.cpu().numpy())
+
+
+def seen_pairs(store: Held, users: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """(row, item) of everything in the history of each row's user."""
+    begins = np.asarray(store.offsets)[users]
+    counts = ends - begins
+    row = np.repeat(np.arange(len(users)), counts)
+    inside = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return row, store.items[np.repeat(begins, counts) + inside].astype(np.int64)
+
+
+def model_scorer(model: Any) -> Scorer:
+    """Scores of a model with `encode` and `score` (SASRec), in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        table = model.scoring_table.all()
+
+    def scorer(histories: Tensor, users: Ints) -> Tensor:
+        return model.encode(histories, last=True).squeeze(1) @ table.T  # type: ignore[no-any-return]
+
+    return scorer

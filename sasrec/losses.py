@@ -1,0 +1,136 @@
+"""Losses of next-item recommendation over the real positions of a batch, flattened.
+
+Each takes the states (tokens, hidden), the targets' ids (tokens,) and what negatives it needs, and returns a Result: the
+mean loss, and how often the target scores higher than one random negative (pairwise accuracy; ties count half).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sasrec.config import TrainParams
+
+# (states, ids or None for all items) -> scores, as SASRec.score.
+Score = Callable[[Tensor, Tensor | None], Tensor]
+
+# Logits held at once by the full cross-entropy, in elements: bounds its memory whatever the batch and the catalogue.
+CHUNK_ELEMENTS = 8_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    loss: Tensor  # ()
+    accuracy: Tensor  # ()
+
+
+def needs_negatives(params: TrainParams) -> str:
+    """'each': a draw of params.negatives per position. 'shared': one draw for the batch. 'none' for cross-entropy."""
+    if params.loss == "cross_entropy":
+        return "none"
+    if params.loss == "sampled_softmax" or (params.loss == "gbce" and params.shared_negatives):
+        return "shared"
+    return "each"
+
+
+def pairwise_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
+    """positive, negative: (tokens,). Share of positions where the target wins, ties counting half."""
+    with torch.no_grad():
+        return ((positive > negative).float() + 0.5 * (positive == negative).float()).mean()
+
+
+def bce(positive: Tensor, negative: Tensor) -> Tensor:
+    """-log sigmoid(s+) - mean log(1 - sigmoid(s-)), averaged (Kang and McAuley, section III-E). negative: (tokens, n)."""
+    return (F.softplus(-positive) + F.softplus(negative).mean(-1)).mean()
+
+
+def bpr(positive: Tensor, negative: Tensor) -> Tensor:
+    """-log sigmoid(s+ - s-), averaged (Rendle et al., UAI 2009). negative: (tokens, n)."""
+    return F.softplus(negative - positive.unsqueeze(-1)).mean()
+
+
+def gbce_beta(items: int, negatives: int, t: float) -> float:
+    """The power of the positive's probability (Petrov and Macdonald, RecSys 2023, arXiv 2308.07192, equation 15):
+    beta = alpha (t (1 - 1/alpha) + 1/alpha) with the sampling rate alpha = negatives / (items - 1)."""
+    alpha = negatives / max(items - 1, 1)
+    return alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+
+
+def gbce(positive: Tensor, negative: Tensor, beta: float) -> Tensor:
+    """-(beta log sigmoid(s+) + sum log(1 - sigmoid(s-))) / (n + 1), averaged. -inf marks a negative to leave out."""
+    total = beta * F.softplus(-positive) + F.softplus(negative).sum(-1)
+    return (total / (negative.shape[-1] + 1)).mean()
+
+
+def sampled_softmax(positive: Tensor, negative: Tensor) -> Tensor:
+    """Cross-entropy of the target among itself and the negatives (tokens, n). -inf marks a negative to leave out."""
+    logits = torch.cat([positive.unsqueeze(-1), negative], -1)
+    return (logits.logsumexp(-1) - positive).mean()
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Softmax cross-entropy over all items 1..n without ever holding the (tokens, items) logits: the gradients are
+    computed with the loss, a chunk of tokens at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        to_states, to_table = torch.zeros_like(states), torch.zeros_like(table)
+        loss = states.new_zeros(())
+        step = max(1, CHUNK_ELEMENTS // len(table))
+        for begin in range(0, len(states), step):
+            part, target = states[begin : begin + step], targets[begin : begin + step]
+            logits = part @ table.T
+            logits[:, 0] = -torch.inf
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            loss += (log_sum.squeeze(-1) - logits.gather(1, target[:, None]).squeeze(-1)).sum()
+            to_logits = (logits - log_sum).exp_()
+            to_logits.scatter_add_(1, target[:, None], -torch.ones_like(log_sum))
+            to_states[begin : begin + step] = to_logits @ table
+            to_table += to_logits.T @ part
+        ctx.save_for_backward(to_states, to_table)
+        ctx.tokens = len(states)
+        return loss / len(states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        to_states, to_table = ctx.saved_tensors
+        factor = gradients[0] / ctx.tokens
+        return to_states * factor, to_table * factor, None
+
+
+def compute(
+    params: TrainParams,
+    items: int,
+    score: Score,
+    table: Callable[[], Tensor],
+    states: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+) -> Result:
+    """The loss that `params` names. negatives: (tokens, n), or (n,) shared, or for cross-entropy (tokens, 1), which only
+    the pairwise accuracy uses. table: gives the (items + 1, hidden) scoring table."""
+    if params.loss == "cross_entropy":
+        weights = table()
+        loss = ChunkedCrossEntropy.apply(states, weights, targets)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            positive = (states * weights[targets]).sum(-1)
+            negative = (states * weights[negatives[:, 0]]).sum(-1)
+        return Result(loss, pairwise_accuracy(positive, negative))
+    positive = score(states, targets[:, None]).squeeze(-1)
+    negative = score(states, negatives)  # (tokens, n)
+    accuracy = pairwise_accuracy(positive, negative[:, 0])
+    if negatives.dim() == 1:
+        # A shared negative may be a position's own target.
+        negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
+    if params.loss == "bce":
+        loss = bce(positive, negative)
+    elif params.loss == "bpr":
+        loss = bpr(positive, negative)
+    elif params.loss == "gbce":
+        loss = gbce(positive, negative, gbce_beta(items, negative.shape[-1], params.gbce_t))
+    else:
+        loss = sampled_softmax(positive, negative)
+    return Result(loss, accuracy)

@@ -1,0 +1,98 @@
+"""Causal scaled dot-product attention with heads, and a tap on everything that enters a matrix product."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sasrec.config import ModelParams
+from sasrec.models.dropout import dropout, dropout_mask
+from sasrec.models.taps import Linear, Tap
+
+# Added to the scores of keys that a query may not see. Finite: a padded query sees nothing, and its softmax must not be NaN.
+HIDDEN_SCORE = -1e9
+
+
+class WeightedSum(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d) + bias), times a dropout mask, times v; all of shape (batch * heads, n or length, d).
+
+    The same as the operators one by one, with a third of the passes over the (n, length) matrices: scale and bias are part
+    of the product, and the gradient is worked out in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        scale = query.shape[-1] ** -0.5
+        scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=scale)
+        weights = scores.softmax(-1)
+        dropped = weights if mask is None else weights * mask
+        ctx.save_for_backward(query, key, value, weights, dropped, mask)
+        ctx.scale = scale
+        return dropped @ value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, weights, dropped, mask = ctx.saved_tensors
+        to_value = dropped.transpose(1, 2) @ gradients[0]
+        to_weights = gradients[0] @ value.transpose(1, 2)
+        if mask is not None:
+            to_weights *= mask
+        # The softmax: w (g - sum(g w)).
+        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+        return to_scores @ key, to_scores.transpose(1, 2) @ query, to_value, None, None
+
+
+class Attention(nn.Module):
+    """Attention over real tokens of the past (Kang and McAuley, section III-B)."""
+
+    def __init__(self, params: ModelParams) -> None:
+        super().__init__()
+        hidden = params.hidden
+        self.heads, self.rate = params.heads, params.dropout
+        self.query = Linear(hidden, hidden)
+        self.key = Linear(hidden, hidden)
+        self.value = Linear(hidden, hidden)
+        self.query_tap = Tap("activation", hidden)
+        self.key_tap = Tap("activation", hidden)
+        self.value_tap = Tap("activation", hidden)
+        self.weights_tap = Tap("activation", params.max_len, signed=False)
+        self.context_tap = Tap("activation", hidden) if params.attention_output else None
+        self.output = Linear(hidden, hidden) if params.attention_output else None
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, bias: Tensor, mask: Tensor | None, query_mask: Tensor | None
+    ) -> Tensor:
+        """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
+        bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
+        tokens. Returns (batch, n, hidden)."""
+        query = self._split(self.query_tap(self.query(queries), mask=query_mask))  # (batch * heads, n, head_dim)
+        key = self._split(self.key_tap(self.key(keys), mask=mask))
+        value = self._split(self.value_tap(self.value(keys), mask=mask))
+        if self.heads > 1:
+            bias = bias.repeat_interleave(self.heads, 0) if len(bias) > 1 else bias
+            query_heads = None if query_mask is None else query_mask.repeat_interleave(self.heads, 0)
+        else:
+            query_heads = query_mask
+        if self.weights_tap.quantizer is None:
+            drop = None
+            if self.training and self.rate:
+                drop = dropout_mask(query.new_empty(()).expand(len(query), query.shape[1], key.shape[1]), self.rate)
+            context = WeightedSum.apply(query, key, value, bias, drop)  # type: ignore[no-untyped-call]
+        else:
+            scores = torch.baddbmm(
+                bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5
+            )
+            weights = self.weights_tap(scores.softmax(-1), mask=query_heads)
+            context = dropout(weights, self.rate, self.training) @ value
+        context = self._join(context)
+        if self.output is None or self.context_tap is None:
+            return context
+        return self.output(self.context_tap(context, mask=query_mask))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(batch, n, hidden) -> (batch * heads, n, hidden / heads)"""
+        return x if self.heads == 1 else x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _join(self, x: Tensor) -> Tensor:
+        """The inverse of `_split`."""
+        return x if self.heads == 1 else x.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)

@@ -1,0 +1,134 @@
+"""SASRec (Kang and McAuley, ICDM 2018, arXiv 1808.09781): self-attention over a user's past items.
+
+The three kinds of block differ in where layer norm stands. `original` is the authors' code: the query is normalised,
+keys and values are not, and the residual adds the normalised query. `pre_norm` normalises the input of each sub-layer,
+`post_norm` the sum after it. Sequences are padded on the left, and positions are counted from the right end, so that the
+last item always has the last position whatever the padding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sasrec.config import ModelParams
+from sasrec.models.attention import HIDDEN_SCORE, Attention
+from sasrec.models.dropout import add_dropped, dropout
+from sasrec.models.taps import Linear, Table, Tap
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU, position by position (equation 6)."""
+
+    def __init__(self, params: ModelParams) -> None:
+        super().__init__()
+        inner = params.ffn_dim or params.hidden
+        self.rate = params.dropout
+        self.input_tap = Tap("activation", params.hidden)
+        self.inner = Linear(params.hidden, inner)
+        self.inner_tap = Tap("activation", inner, signed=False)
+        self.outer = Linear(inner, params.hidden)
+
+    def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None) -> Tensor:
+        """residual plus the network's output for x, both (batch, n, hidden)."""
+        hidden = self.inner_tap(self.inner(self.input_tap(x, mask=mask)).relu_(), mask=mask)
+        outer = self.outer(dropout(hidden, self.rate, self.training))
+        return add_dropped(residual, outer, self.rate, self.training)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward with residuals; `kind` says where the norms stand."""
+
+    def __init__(self, params: ModelParams) -> None:
+        super().__init__()
+        self.kind = params.block
+        self.attention_norm = nn.LayerNorm(params.hidden, eps=1e-8)
+        self.queries_tap = Tap("activation", params.hidden)
+        # In the authors' block keys are not normalised, so that queries and keys are two tensors with a range each.
+        self.keys_tap = Tap("activation", params.hidden) if params.block == "original" else None
+        self.attention = Attention(params)
+        self.feed_forward_norm = nn.LayerNorm(params.hidden, eps=1e-8)
+        self.feed_forward = FeedForward(params)
+        self.output_tap = Tap("activation", params.hidden)
+
+    def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None, last: bool) -> Tensor:
+        """x: (batch, length, hidden). With `last` only the last position is computed: (batch, 1, hidden)."""
+        keep = slice(-1, None) if last else slice(None)
+        query_mask = None if mask is None else mask[:, keep]
+        own, bias = x[:, keep], bias[:, keep]
+        if self.kind == "original":
+            own = self.attention_norm(own)
+            keys = x if self.keys_tap is None else self.keys_tap(x, mask=mask)
+            own = own + self.attention(self.queries_tap(own, mask=query_mask), keys, bias, mask, query_mask)
+            own = self.feed_forward_norm(own)
+            own = self.feed_forward(own, own, query_mask)
+        elif self.kind == "pre_norm":
+            keys = self.queries_tap(self.attention_norm(x), mask=mask)
+            own = own + self.attention(keys[:, keep], keys, bias, mask, query_mask)
+            own = self.feed_forward(self.feed_forward_norm(own), own, query_mask)
+        else:
+            keys = self.queries_tap(x, mask=mask)
+            own = self.attention_norm(own + self.attention(keys[:, keep], keys, bias, mask, query_mask))
+            own = self.feed_forward_norm(self.feed_forward(own, own, query_mask))
+        return self.output_tap(own, mask=query_mask)
+
+
+class SASRec(nn.Module):
+    """Scores of items given a history. `items`: how many items there are; ids are 1..items, 0 is padding."""
+
+    def __init__(self, params: ModelParams, items: int) -> None:
+        super().__init__()
+        self.params, self.items = params, items
+        self.item_table = Table(items + 1, params.hidden, padding=True, scoring=params.tied)
+        self.position_table = Table(params.max_len, params.hidden, padding=False) if params.position else None
+        self.embedding_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.embedding_norm else None
+        self.embedding_tap = Tap("activation", params.hidden)
+        self.blocks = nn.ModuleList(Block(params) for _ in range(params.blocks))
+        self.final_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.final_norm else None
+        self.final_tap = Tap("activation", params.hidden)
+        self.output_table = None if params.tied else Table(items + 1, params.hidden, padding=True, scoring=True)
+
+    @property
+    def scoring_table(self) -> Table:
+        return self.item_table if self.output_table is None else self.output_table
+
+    def encode(self, histories: Tensor, last: bool = False) -> Tensor:
+        """histories: (batch, length) item ids, padded with 0 on the left, length at most max_len.
+
+        Returns the state after each position, (batch, length, hidden), or with `last` after the last one only,
+        (batch, 1, hidden): the same values, for less work in the last block.
+        """
+        length = histories.shape[1]
+        real = histories != 0
+        mask = None if bool(real.all()) else real
+        x, scale = self.item_table.lookup(histories), self.params.hidden**0.5  # (batch, length, hidden)
+        if self.position_table is None:
+            x = x * scale
+        else:
+            positions = torch.arange(self.params.max_len - length, self.params.max_len, device=histories.device)
+            x = torch.add(self.position_table.lookup(positions), x, alpha=scale)
+        x = dropout(x, self.params.dropout, self.training)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.embedding_tap(x, mask=mask)
+        bias = x.new_full((length, length), HIDDEN_SCORE).triu_(1)[None]  # (1, length, length)
+        if mask is not None:
+            bias = bias + x.new_zeros(mask.shape).masked_fill_(~mask, HIDDEN_SCORE)[:, None]
+        for i, block in enumerate(self.blocks):
+            x = block(x, bias, mask, last and i == len(self.blocks) - 1)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        state_mask = mask if mask is None or not last else mask[:, -1:]
+        return self.final_tap(x, mask=state_mask)
+
+    def score(self, states: Tensor, items: Tensor | None = None) -> Tensor:
+        """Scores of `states` (..., hidden): against all items, (..., items + 1) with the padding's score first and
+        meaningless, or against the given ids: of the states' leading shape plus one axis n, giving (..., n); or of shape
+        (n,), shared by all states."""
+        if items is None:
+            return states @ self.scoring_table.all().T
+        rows = self.scoring_table.lookup(items)
+        if items.dim() == 1:
+            return states @ rows.T
+        # A batch of tiny matrix products is slower than a product and a sum while there are few items.
+        if items.shape[-1] <= 4:
+            return (rows * states.unsqueeze(-2)).sum(-1)
+        return (rows @ states.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,72 @@
+"""What a number means: the protocol card beside every table, and the flat metrics of one variant."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sasrec import metrics
+from sasrec.config import EvaluateParams
+from sasrec.evaluation import Ranks
+from sasrec.files import atomic, write_json
+
+DIGITS = 5
+
+
+def card(stats: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
+    """Everything two numbers must share to be compared. stats: `data/prepared/stats.json`."""
+    few = stats["few_candidates"]
+    sampled = f"ranked against {stats['candidates']} uniform items the user never interacted with"
+    if few:
+        sampled += f" (all unseen items for the {few} users who have fewer)"
+    return {
+        "data": f"{stats['dataset']}, sha256 {stats['sha256'][:16]}",
+        "filter": ", ".join(f"{key}: {value}" for key, value in stats["filter"].items() if value is not None),
+        "split": "leave-one-out: the last item of a user is for test, the last but one for validation",
+        "users": stats["evaluated"],
+        "items": stats["items"],
+        "full": "ranked against every item" + (" not seen before" if params.exclude_seen else ""),
+        "sampled": sampled,
+        "candidates_seed": stats["candidates_seed"],
+        "ties": "rank = 1 + higher + equal / 2",
+    }
+
+
+def short_hash(value: dict[str, Any]) -> str:
+    """Eight hexadecimal digits; equal for two tables exactly when their cards are."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat_metrics(
+    ranks: Sequence[Ranks],
+    params: EvaluateParams,
+    protocol: dict[str, Any],
+    sizes: dict[str, float],
+    validation: float | None,
+) -> dict[str, Any]:
+    """The content of `metrics/<variant>.json`. ranks: one per seed, means are taken over them; the interval resamples
+    users. sizes: bits, bytes, embedding_bytes, weight_bytes. validation: NDCG@10 of the checkpoint on validation."""
+    full = np.stack([r.full for r in ranks]).astype(np.float64)  # (seeds, users)
+    sampled = np.stack([r.sampled for r in ranks]).astype(np.float64)
+    low, high = metrics.bootstrap_interval(metrics.ndcg(full, 10).mean(0), params.bootstrap, params.seed)
+    values: dict[str, Any] = metrics.summarize(full)
+    values["coverage@10"] = float(np.mean([r.coverage for r in ranks]))
+    values |= {"ndcg@10_low": low, "ndcg@10_high": high}
+    values |= metrics.summarize(sampled, "sampled_")
+    values["valid_ndcg@10"] = validation
+    result = {key: value if value is None else round(value, DIGITS) for key, value in values.items()}
+    result["users"] = full.shape[1]
+    result |= {key: int(value) if float(value).is_integer() else round(value, 2) for key, value in sizes.items()}
+    return result | {"card": short_hash(protocol)}
+
+
+def write_ranks(folder: Path, ranks: Sequence[Ranks], seeds: Sequence[int], protocol: dict[str, Any]) -> None:
+    """Per-user ranks, (users,) float32 in the order of the evaluated users, a folder a seed; and the card."""
+    for seed, result in zip(seeds, ranks, strict=True):
+        for name in ("full", "sampled"):
+            with atomic(folder / str(seed) / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+                np.save(file, getattr(result, name))
+    write_json(folder / "card.json", protocol)

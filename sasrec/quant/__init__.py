@@ -1,0 +1,1 @@
+"""Quantization: what a grid is, where quantizers go, and one file per method that says how scales are found."""

@@ -1,0 +1,240 @@
+"""AdaRound: learned rounding of the weights, layer by layer, after training (Nagel et al., ICML 2020, arXiv 2004.10568).
+
+Each weight goes up or down, whichever makes the layer's output nearest to the full-precision layer's, instead of the
+weight itself. Steps come first, by least squared error, and stay. Activations and look-up tables are as in `ptq`: for a
+look-up, where the output is the row itself, nearest rounding is the best there is; a table that items are scored against
+is a layer whose inputs are the final states and whose outputs are the logits.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sasrec.config import within
+from sasrec.models.taps import Linear, Place, Table
+from sasrec.quant.attach import recording
+from sasrec.quant.quantizer import FixedScale, Quantizer
+
+TRAINS = False
+
+# Stretch of the rectified sigmoid, equation 23.
+ZETA, GAMMA = 1.1, -0.1
+# Annealing of the regulariser's exponent, equation 24, after a share of the iterations without regulariser.
+BETA_START, BETA_END, WARM_START = 20.0, 2.0, 0.2
+# Layers whose output goes through a ReLU before anything else sees it.
+RECTIFIED = "feed_forward.inner"
+# The name of the final states, which are the inputs of the scoring table.
+STATES = "states"
+
+
+@dataclass(frozen=True)
+class Options:
+    iterations: int = 500
+    lr: float = 0.03
+    positions: int = 256  # real tokens per iteration
+    samples: int = 8192  # real tokens in all
+    regularizer: float = 0.01  # lambda of equation 21
+
+    def __post_init__(self) -> None:
+        within("iterations", self.iterations, 1)
+        within("lr", self.lr, 0)
+        within("positions", self.positions, 1)
+        within("samples", self.samples, 1)
+        within("regularizer", self.regularizer, 0)
+
+
+class AdaRound(FixedScale):
+    """Rounds to chosen codes once `choose` was called, to the nearest before."""
+
+    chosen: Tensor
+
+    def __init__(self, place: Place, bits: int, per_row: bool) -> None:
+        super().__init__(place, bits, per_row)
+        self.register_buffer("chosen", torch.zeros(place.rows, place.features, dtype=torch.uint8))
+
+    def initialize(self, values: Tensor) -> None:
+        super().initialize(values)
+        self.chosen.copy_(self.grid().encode(values))
+
+    @torch.no_grad()
+    def choose(self, values: Tensor, up: Tensor) -> None:
+        """Round each value up where `up` is true and down elsewhere, within the grid."""
+        levels = (values / self.scale).floor() + up
+        self.chosen.copy_(levels.clamp_(self.low, self.high) - self.low)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        levels = (self.chosen if rows is None else self.chosen[rows]).float() + self.low
+        return (levels * self.of_rows(self.scale, rows)).to(x.dtype)
+
+    def codes(self, values: Tensor) -> Tensor:
+        return self.chosen.clone()
+
+
+def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
+    learned = place.kind == "weight" or (place.kind == "table" and place.scoring)
+    return AdaRound(place, bits, per_row) if learned else FixedScale(place, bits, per_row)
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), equation 23."""
+    return (v.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def starting_point(fraction: Tensor) -> Tensor:
+    """The V at which h(V) is the fraction w / s - floor(w / s)."""
+    return torch.logit((fraction - GAMMA) / (ZETA - GAMMA))
+
+
+def exponent(progress: float) -> float | None:
+    """beta at `progress` (0..1): None in the warm start, then 20 to 2 by half a cosine."""
+    if progress < WARM_START:
+        return None
+    rest = (progress - WARM_START) / (1 - WARM_START)
+    return BETA_END + (BETA_START - BETA_END) * (1 + math.cos(math.pi * rest)) / 2
+
+
+def regularization(h: Tensor, beta: float) -> Tensor:
+    """sum of 1 - |2 h - 1|^beta, equation 24: 0 where every h is 0 or 1."""
+    return (1 - (2 * h - 1).abs().pow(beta)).sum()
+
+
+def learn_rounding(
+    weight: Tensor,
+    bias: Tensor | None,
+    quantizer: AdaRound,
+    full: Tensor,
+    inputs: Tensor,
+    options: Options,
+    generator: torch.Generator,
+    *,
+    rectified: bool = False,
+    looked_up: bool = False,
+) -> Tensor:
+    """h(V) after the optimisation of equation 25, (outputs, inputs), nearly all of it 0 or 1.
+
+    full, inputs: (positions, inputs), what the full-precision layer gets and what the layer gets in the quantized model.
+    rectified: a ReLU follows. looked_up: the rows are used as embeddings, too; their own error then counts as much.
+    """
+    low, high, scale = quantizer.low, quantizer.high, quantizer.scale
+    activation = torch.relu if rectified else nn.Identity()
+    scaled = weight / scale
+    floor = scaled.floor()
+    v = starting_point(scaled - floor).requires_grad_()
+    optimizer = torch.optim.Adam([v], lr=options.lr, fused=True)
+
+    def error(rounded: Tensor, chosen: Tensor) -> Tensor:
+        """Squared error of the layer's output, summed over outputs, a mean over positions."""
+        wanted = activation(nn.functional.linear(full[chosen], weight, bias))
+        return (activation(nn.functional.linear(inputs[chosen], rounded, bias)) - wanted).square().sum(1).mean()
+
+    with torch.no_grad():
+        # Errors in units of what nearest rounding costs per weight: lambda then means the same in every layer.
+        nearest = scaled.round().clamp(low, high) * scale
+        some = torch.arange(min(len(inputs), 1024), device=weight.device)
+        unit = error(nearest, some).clamp_min(1e-20) / weight.numel()
+        own_unit = (nearest - weight).square().sum().clamp_min(1e-20) / weight.numel()
+    for i in range(options.iterations):
+        h = rectified_sigmoid(v)
+        chosen = torch.randint(len(inputs), (options.positions,), generator=generator).to(weight.device)
+        rounded = (floor + h).clamp(low, high) * scale
+        loss = error(rounded, chosen) / unit
+        if looked_up:
+            loss = loss + (rounded - weight).square().sum() / own_unit
+        beta = exponent(i / options.iterations)
+        if beta is not None:
+            loss = loss + options.regularizer * regularization(h, beta)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return rectified_sigmoid(v.detach())
+
+
+def inputs_of(model: nn.Module, names: list[str], histories: list[Tensor]) -> dict[str, Tensor]:
+    """What goes into the linear layers of those names, at real tokens: (n, features) each, in the order in which they run,
+    and last, as STATES, what goes into the scoring table."""
+    found: dict[str, list[Tensor]] = {}
+    mask = torch.empty(0)
+
+    def keep(name: str, x: Tensor) -> None:
+        found.setdefault(name, []).append((x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)).detach())
+
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda module, arguments, name=name: keep(name, arguments[0])
+        )
+        for name in names
+    ]
+    try:
+        for batch in histories:
+            mask = batch != 0
+            keep(STATES, model.encode(batch))  # type: ignore[operator]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def enough(histories: list[Tensor], samples: int) -> list[Tensor]:
+    """The first histories that hold `samples` real tokens, of each batch the same share."""
+    tokens = sum(int((batch != 0).sum()) for batch in histories)
+    share = min(1.0, samples / max(tokens, 1))
+    return [batch[: max(1, math.ceil(share * len(batch)))] for batch in histories if len(batch)]
+
+
+def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, seed: int) -> None:
+    """Learn the rounding of every layer whose quantizer is an `AdaRound`, in the order of the forward pass, each on its
+    inputs in the model as quantized so far. histories: (batch, length) each; the model is calibrated already.
+
+    A scoring table that is looked up, too (tied embeddings) is the first layer as well as the last. It comes first, so
+    that the layers between are learned on the embeddings they will get.
+    """
+    mode = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    histories = enough(histories, options.samples)
+    layers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and isinstance(module.weight_tap.quantizer, AdaRound):
+            layers[name] = module
+        elif isinstance(module, Table) and isinstance(module.weight_tap.quantizer, AdaRound):
+            layers[STATES] = module
+    linears = [name for name in layers if name != STATES]
+    with torch.no_grad(), recording(model, kinds=()):
+        full = inputs_of(model, linears, histories)
+    order = [name for name in full if name in layers]
+    looked_up = STATES in layers and is_looked_up(model, layers[STATES], histories[0])
+    if looked_up:
+        order.insert(0, order.pop())
+    for name in order:
+        with torch.no_grad():
+            inputs = inputs_of(model, [name] if name != STATES else [], histories)[name]
+        layer, quantizer = layers[name], layers[name].weight_tap.quantizer
+        weight = layer.weight.detach()
+        h = learn_rounding(
+            weight,
+            layer.bias.detach() if isinstance(layer, Linear) else None,
+            quantizer,
+            full[name],
+            inputs,
+            options,
+            generator,
+            rectified=name.endswith(RECTIFIED),
+            looked_up=looked_up and name == STATES,
+        )
+        quantizer.choose(weight, h >= 0.5)
+    model.train(mode)
+
+
+@torch.no_grad()
+def is_looked_up(model: nn.Module, table: Table, histories: Tensor) -> bool:
+    """Whether the encoder uses the table for its inputs."""
+    uses: list[None] = []
+    hook = table.weight_tap.register_forward_hook(lambda *_: uses.append(None))
+    try:
+        model.encode(histories)  # type: ignore[operator]
+    finally:
+        hook.remove()
+    return bool(uses)

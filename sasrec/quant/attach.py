@@ -1,0 +1,165 @@
+"""Puts quantizers on the taps of a model, calibrates them, and freezes what they learned."""
+
+import importlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sasrec.config import QuantParams, from_mapping, unknown
+from sasrec.errors import UserError
+from sasrec.models.taps import Place, taps
+from sasrec.quant.frozen import FrozenTensor, tensors
+from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
+from sasrec.training import Extras
+
+FULL_PRECISION = 32
+# Values of an activation kept of each calibration batch; more do not change a scale visibly, and the search for the least
+# squared error costs 50 passes.
+BATCH_SAMPLE = 25_000
+
+
+class Method(Protocol):
+    """What a module `sasrec/quant/<method>.py` provides."""
+
+    Options: type
+    TRAINS: bool  # whether the model is trained on with the quantizers in place
+
+    @staticmethod
+    def build(place: Place, bits: int, per_row: bool, options: Any) -> Quantizer | None: ...
+
+
+def load_method(name: str, options: Any) -> tuple[Any, Any]:
+    """The module of a method and its options from the section `methods.<name>`."""
+    module = importlib.import_module(f"sasrec.quant.{name}")
+    return module, from_mapping(module.Options, options, f"methods.{name}")
+
+
+def width(place: Place, params: QuantParams) -> int:
+    """Bits of the tensor at `place`: its override, else the width of its kind, else `quant.bits`."""
+    if place.name in params.overrides:
+        return params.overrides[place.name]
+    own = {"weight": params.weight_bits, "activation": params.activation_bits, "table": params.embedding_bits}
+    return params.bits if own[place.kind] is None else int(own[place.kind] or 0)
+
+
+def attach(model: nn.Module, params: QuantParams, method: Any, options: Any) -> None:
+    """Put a quantizer of `method` on every tap of `model`; weights and tables are initialized, activations are not yet.
+
+    Raises UserError for an override of a tensor that the model does not have, or an activation below 2 bits.
+    """
+    all_taps = taps(model)
+    for name in params.overrides:
+        if name not in all_taps:
+            raise unknown("tensor in quant.overrides", name, all_taps)
+    weights = tensors(model)
+    for name, tap in all_taps.items():
+        place = tap.place(name)
+        bits = width(place, params)
+        if bits == FULL_PRECISION:
+            continue
+        if place.kind == "activation" and bits < 2:
+            raise UserError(f"params.yaml: quant.overrides.{name}: an activation takes 2 to 8 bits, not {bits}")
+        per_row = place.kind == "weight" or (place.kind == "table" and params.table == "per_row")
+        if bits == 1:
+            quantizer: Quantizer | None = BinaryQuantizer(place, bits, per_row)
+        else:
+            quantizer = method.build(place, bits, per_row, options)
+        if quantizer is None:
+            continue
+        quantizer.to(next(model.parameters()).device)
+        if name in weights:
+            quantizer.initialize(weights[name].detach())
+        tap.quantizer = quantizer
+
+
+def quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """The quantizers in place, by tap name."""
+    return {name: tap.quantizer for name, tap in taps(model).items() if isinstance(tap.quantizer, Quantizer)}
+
+
+class Recorder(nn.Module):
+    """Stands in for a quantizer while values of real tokens are collected; the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[Tensor] = []
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        values = (x if mask is None else x[mask]).detach().flatten()
+        if len(values) > BATCH_SAMPLE:
+            # Drawn, not every n-th: that would hit the same features of every token.
+            chosen = torch.randint(len(values), (BATCH_SAMPLE - 2,), generator=self.generator).to(values.device)
+            values = torch.cat([values[chosen], values.min()[None], values.max()[None]])
+        self.parts.append(values)
+        return x
+
+    def sample(self) -> Tensor:
+        """At most BATCH_SAMPLE values of each batch, always its smallest and largest among them."""
+        return torch.cat(self.parts)
+
+
+@contextmanager
+def recording(model: nn.Module, kinds: Iterable[str] = ("activation",)) -> Iterator[dict[str, Recorder]]:
+    """Replace the quantizers of the given kinds by recorders for the time of the block; the others are switched off."""
+    before = {name: tap.quantizer for name, tap in taps(model).items()}
+    recorders: dict[str, Recorder] = {}
+    for name, tap in taps(model).items():
+        tap.quantizer = recorders.setdefault(name, Recorder()) if tap.kind in kinds else None
+    try:
+        yield recorders
+    finally:
+        for name, tap in taps(model).items():
+            tap.quantizer = before[name]
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, histories: Iterable[Tensor]) -> None:
+    """Initialize the quantizers of activations from the full-precision model's values on training histories, each
+    (batch, length). The model is left in the mode it was in."""
+    mode = model.training
+    model.eval()
+    with recording(model) as recorders:
+        for batch in histories:
+            model.encode(batch)  # type: ignore[operator]
+    for name, quantizer in quantizers(model).items():
+        if quantizer.place.kind == "activation":
+            quantizer.initialize(recorders[name].sample())
+    model.train(mode)
+
+
+def own_training(model: nn.Module, options: Any, seed: int) -> Extras:
+    """What the quantizers in place add to a training run."""
+    found, weights = quantizers(model), tensors(model)
+
+    def penalty() -> Tensor | None:
+        terms = [term for quantizer in found.values() if (term := quantizer.penalty()) is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def on_epoch(epoch: int, epochs: int) -> None:
+        for quantizer in found.values():
+            quantizer.start_epoch(epoch, epochs, seed)
+
+    def refresh() -> None:
+        for name in found.keys() & weights.keys():
+            found[name].refresh(weights[name].detach())
+
+    own = [parameter for quantizer in found.values() for parameter in quantizer.parameters()]
+    return Extras(own, getattr(options, "lr", 0.0), penalty, on_epoch, refresh)
+
+
+@torch.no_grad()
+def freeze(model: nn.Module) -> dict[str, FrozenTensor]:
+    """The grid of every quantized place, and the codes of every quantized weight and table, by tap name."""
+    weights = tensors(model)
+    frozen = {}
+    for name, quantizer in quantizers(model).items():
+        if name in weights:
+            quantizer.refresh(weights[name])
+            frozen[name] = FrozenTensor(quantizer.grid(weights[name]), quantizer.codes(weights[name]))
+        else:
+            frozen[name] = FrozenTensor(quantizer.grid(), None)
+    return frozen

@@ -1,0 +1,19 @@
+"""The control: the full-precision model trained on for as long as the quantized ones, by the same code, without quantizers.
+
+What a method gains over the checkpoint may be the longer training alone; against the control it is the method's own.
+"""
+
+from dataclasses import dataclass
+
+from sasrec.models.taps import Place
+
+TRAINS = True
+
+
+@dataclass(frozen=True)
+class Options:
+    """None."""
+
+
+def build(place: Place, bits: int, per_row: bool, options: Options) -> None:
+    return None

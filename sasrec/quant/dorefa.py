@@ -1,0 +1,91 @@
+"""DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160): weights through tanh (`tanh_weight.py`), activations clipped to a fixed
+range, and, if asked for, gradients quantized with stochastic noise. Nothing is learned but the weights."""
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sasrec.config import within
+from sasrec.models.taps import Place
+from sasrec.quant.quantizer import FixedScale, Quantizer
+from sasrec.quant.tanh_weight import TanhWeight
+
+TRAINS = True
+
+
+@dataclass(frozen=True)
+class Options:
+    grid: Literal["zero", "paper"] = (
+        "zero"  # of the weights: 2^b - 1 levels with 0 among them, or the paper's 2^b without
+    )
+    gradient_bits: int | None = None  # of the gradients of activations; null: not quantized
+
+    def __post_init__(self) -> None:
+        within("gradient_bits", self.gradient_bits, 2, 8)
+
+
+def quantize_gradient(gradient: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
+    """Section 2.5: 2 m [q_k(dr / (2 m) + 1/2 + N(k)) - 1/2], m = max|dr| of each sample, N uniform in +-1/2 / (2^k - 1).
+
+    gradient: (batch, ...). generator: None leaves the noise out.
+    """
+    steps = 2**bits - 1
+    m = gradient.abs().flatten(1).amax(1).reshape(-1, *[1] * (gradient.dim() - 1))
+    position = gradient / (2 * m).clamp_min(torch.finfo(gradient.dtype).tiny) + 0.5  # in 0..1
+    if generator is not None:
+        noise = torch.rand(gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype) - 0.5
+        position = position + noise / steps
+    quantized: Tensor = 2 * m * ((position.clamp(0, 1) * steps).round() / steps - 0.5)
+    return quantized
+
+
+class QuantizedGradient(torch.autograd.Function):
+    """The identity, whose gradient is quantized at real tokens; at padding it is as it was (0 brings no noise)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, bits: int, generator: torch.Generator) -> Tensor:
+        ctx.mask, ctx.bits, ctx.generator = mask, bits, generator
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        quantized = quantize_gradient(gradient, ctx.bits, ctx.generator)
+        if ctx.mask is not None:
+            quantized = torch.where(ctx.mask.unsqueeze(-1), quantized, gradient)
+        return quantized, None, None, None
+
+
+class BoundedActivation(FixedScale):
+    """Rounding within a clip that calibration fixed (the paper clips to 0..1; these activations are not in that range).
+
+    Signed tensors are clipped on both sides. The noise of the gradients comes from a generator of its own, so that a
+    control run without it sees the same negatives and dropout; it is seeded anew each epoch, so that a run can resume.
+    """
+
+    def __init__(self, place: Place, bits: int, gradient_bits: int | None) -> None:
+        super().__init__(place, bits, per_row=False, symmetric=True)
+        self.gradient_bits = gradient_bits
+        self.generator: torch.Generator | None = None
+
+    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
+        if self.gradient_bits is not None:
+            own = zlib.crc32(f"{seed} {epoch} {self.place.name}".encode())
+            self.generator = torch.Generator(self.scale.device).manual_seed(own)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        quantized = super().forward(x, rows, mask)
+        if self.gradient_bits is None or not self.training or not torch.is_grad_enabled():
+            return quantized
+        if self.generator is None:
+            self.start_epoch(0, 1, 0)
+        return QuantizedGradient.apply(quantized, mask, self.gradient_bits, self.generator)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
+    if place.kind == "activation":
+        return BoundedActivation(place, bits, options.gradient_bits)
+    return TanhWeight(place, bits, per_row, options.grid)

@@ -1,0 +1,74 @@
+"""What is left of a quantized model when training is over: grids and integer codes, the same for every method."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sasrec.models.taps import taps
+from sasrec.quant.grid import Grid
+
+
+@dataclass(frozen=True)
+class FrozenTensor:
+    """A place after quantization: its grid and, for a weight or table, the codes (rows, features), uint8."""
+
+    grid: Grid
+    codes: Tensor | None
+
+
+class FrozenQuantizer(nn.Module):
+    """The activation quantizer of an artefact: nearest value of a fixed grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return self.grid.quantize(x, rows)
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weight or table behind each tap of such a kind, by the tap's name."""
+    return {name: model.get_parameter(name) for name, tap in taps(model).items() if tap.kind != "activation"}
+
+
+@torch.no_grad()
+def thaw(model: nn.Module, frozen: dict[str, FrozenTensor]) -> None:
+    """Make a full-precision `model` compute as the quantized one did: values of the codes for weights and tables, fixed
+    grids for activations."""
+    weights = tensors(model)
+    for name, tap in taps(model).items():
+        if name not in frozen:
+            continue
+        item = frozen[name]
+        if item.codes is None:
+            tap.quantizer = FrozenQuantizer(item.grid)
+        else:
+            weights[name].copy_(item.grid.decode(item.codes))
+
+
+def to_tensors(frozen: dict[str, FrozenTensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors named <place>/codes, /levels, /scale, /shift, and the width of each place, for a checkpoint."""
+    result, bits = {}, {}
+    for name, item in frozen.items():
+        bits[name] = item.grid.bits
+        result |= {
+            f"{name}/levels": item.grid.levels,
+            f"{name}/scale": item.grid.scale,
+            f"{name}/shift": item.grid.shift,
+        }
+        if item.codes is not None:
+            result[f"{name}/codes"] = item.codes
+    return result, bits
+
+
+def from_tensors(saved: dict[str, Tensor], bits: dict[str, int]) -> dict[str, FrozenTensor]:
+    """The inverse of `to_tensors`."""
+    return {
+        name: FrozenTensor(
+            Grid(width, *(saved[f"{name}/{part}"] for part in ("levels", "scale", "shift"))), saved.get(f"{name}/codes")
+        )
+        for name, width in bits.items()
+    }

@@ -1,0 +1,140 @@
+"""PACT: parameterized clipping activation (Choi et al. 2018, arXiv 1805.06085). Weights as in DoReFa, as the paper has
+them, or by SAWB (Choi et al., SysML 2019), which the same authors joined to it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sasrec.config import within
+from sasrec.errors import UserError
+from sasrec.models.taps import Place
+from sasrec.quant.grid import Grid
+from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, by_row, inner, inside, mse_scale, row_sum
+from sasrec.quant.tanh_weight import TanhWeight
+
+TRAINS = True
+
+# SAWB: clip = c1 sqrt(mean w^2) - c2 mean|w|. Fitted by the authors to the best clips of six distributions for symmetric
+# grids with zero; published for these widths alone (3, 15 and 255 levels).
+SAWB = {2: (2.6, 1.71), 4: (12.035, 12.03), 8: (31.76, 35.04)}
+
+
+@dataclass(frozen=True)
+class Options:
+    lr: float = 1e-3  # of the logarithm of alpha
+    decay: float = 1e-4  # of the L2 term on alpha, section 3.2
+    weights: Literal["dorefa", "sawb"] = "dorefa"
+
+    def __post_init__(self) -> None:
+        within("lr", self.lr, 0)
+        within("decay", self.decay, 0)
+
+
+class LearnedClip(torch.autograd.Function):
+    """x -> round(clip(x, -alpha or 0, alpha) high / alpha) alpha / high, equations 1 and 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
+        scale = alpha / high
+        scaled = x / scale
+        rounded = scaled.round().clamp_(low, high)
+        ctx.save_for_backward(scaled, rounded, alpha)
+        ctx.low, ctx.high = low, high
+        return rounded * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        scaled, rounded, alpha = ctx.saved_tensors
+        # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends and beyond.
+        to_x = inside(gradient, scaled, ctx.low, ctx.high)
+        # Equation 3. d/dalpha: 0 inside, without LSQ's residual of the rounding; 1 at alpha and beyond, -1 at -alpha and
+        # beyond, 0 at and under the fixed end 0: which is rounded / high at each of them.
+        to_alpha = inner(gradient - to_x, rounded, alpha) / ctx.high
+        return to_x, to_alpha, None, None
+
+
+class PACT(Quantizer):
+    """The clip alpha of one activation: [0, alpha] after ReLU or softmax, [-alpha, alpha] for a signed tensor (our
+    extension: the paper knows ReLU only). The logarithm of alpha is trained, so that the rate is relative to it."""
+
+    def __init__(self, place: Place, bits: int, options: Options) -> None:
+        super().__init__(place, bits, per_row=False, symmetric=True)
+        self.decay = options.decay
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+
+    @torch.no_grad()
+    def initialize(self, values: Tensor) -> None:
+        self.log_alpha.copy_((mse_scale(values, self.low, self.high, per_row=False) * self.high).log())
+
+    def penalty(self) -> Tensor:
+        return self.decay * self.log_alpha.exp().square()
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return LearnedClip.apply(x.float(), self.log_alpha.exp(), self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+    def grid(self, values: Tensor | None = None) -> Grid:
+        return Grid.uniform(self.bits, self.low, self.high, self.log_alpha.detach().exp() / self.high)
+
+
+class SawbWeight(Quantizer):
+    """Statistics-aware weight binning: clip = (c1 - c2 mean|w| / rms) rms, straight-through inside it.
+
+    The bracket, the shape of the distribution, is taken over all rows: it is the small difference of two large numbers,
+    and over the 64 weights of one row mostly noise. rms is that of the row, or of the tensor.
+    """
+
+    shape: Tensor
+    rms: Tensor | None
+    largest: Tensor | None
+
+    def __init__(self, place: Place, bits: int, per_row: bool) -> None:
+        super().__init__(place, bits, per_row, symmetric=True)
+        self.register_buffer("shape", torch.ones(()))
+        for name in ("rms", "largest"):
+            self.register_buffer(name, None if self.per_row else torch.ones(()))
+
+    def initialize(self, values: Tensor) -> None:
+        self.refresh(values)
+
+    def refresh(self, values: Tensor) -> None:
+        x = by_row(values, self.per_row)
+        rms = x.square().mean(1, keepdim=True).sqrt()
+        c1, c2 = SAWB[self.bits]
+        share = (x.abs().mean(1, keepdim=True) / rms)[rms > 0]
+        self.shape.copy_(c1 - c2 * share.mean() if len(share) else torch.ones(()))
+        if self.rms is not None and self.largest is not None:
+            self.rms.copy_(rms.squeeze())
+            self.largest.copy_(x.abs().max())
+
+    def _scale(self, x: Tensor) -> Tensor:
+        if self.rms is not None and self.largest is not None:
+            rms, largest = self.rms, self.largest
+        else:
+            x = x.detach().float()
+            rms, largest = (row_sum(x * x) / x.shape[-1]).sqrt(), x.abs().amax(-1, keepdim=True)
+        # The fit does not hold for two-valued tensors and the like, where the clip would fall below the spread.
+        clip = torch.where(self.shape >= 1, self.shape * rms, largest)
+        return clip.clamp_min(SMALLEST_SCALE) / self.high
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return RoundThrough.apply(x.float(), self._scale(x), self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+    def grid(self, values: Tensor | None = None) -> Grid:
+        assert values is not None
+        return Grid.uniform(self.bits, self.low, self.high, self._scale(values))
+
+
+def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
+    if place.kind == "activation":
+        return PACT(place, bits, options)
+    if options.weights == "dorefa":
+        return TanhWeight(place, bits, per_row)
+    if bits not in SAWB:
+        raise UserError(
+            f"params.yaml: methods.pact.weights: sawb is published for 2, 4 and 8 bits, and {place.name} has {bits}; "
+            "use weights: dorefa, or another width"
+        )
+    return SawbWeight(place, bits, per_row)

@@ -1,0 +1,272 @@
+"""What every quantizer shares: its place, its integer range, rounding with its gradient, and scales from data.
+
+The conventions, one line a method (b bits; the tests hold the whole table):
+
+| method             | signed levels                      | unsigned levels           | zero among them           |
+|--------------------|------------------------------------|---------------------------|---------------------------|
+| ptq ste lsq adaround | -2^(b-1) .. 2^(b-1) - 1          | 0 .. 2^b - 1              | yes                       |
+| pact dorefa        | -(2^(b-1) - 1) .. 2^(b-1) - 1      | 0 .. 2^b - 1              | yes                       |
+| dorefa grid: paper | weights: 2^b from -m to m          |                           | no                        |
+| apot               | +- 2^(b-1) sums of powers of two   | 2^b sums of powers of two | yes, but for weights (mu) |
+| any, 1 bit         | -1, 1                              |                           | no                        |
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sasrec.models.taps import Place
+from sasrec.quant.grid import Grid
+
+# A scale is never zero: an all-zero tensor has no range, and any grid holds it exactly.
+SMALLEST_SCALE = 1e-12
+
+Rule = Literal["minmax", "percentile", "mse"]
+
+
+def integer_range(bits: int, signed: bool, symmetric: bool = False) -> tuple[int, int]:
+    """Lowest and highest level: -2^(b-1)..2^(b-1)-1 signed, 0..2^b-1 unsigned; symmetric leaves out -2^(b-1)."""
+    high = 2 ** (bits - 1) - 1
+    return (-high - (not symmetric), high) if signed else (0, 2**bits - 1)
+
+
+class Quantizer(nn.Module):
+    """Brings the tensor of one place onto a grid.
+
+    Life: built from its place; `initialize` once with data; `forward` in training and evaluation; `grid` and `codes` at
+    the end. In evaluation, to the bit: `forward(x) == grid().quantize(x)` for an activation, and
+    `forward(values) == grid(values).decode(codes(values))` for a weight or table. Nothing may depend on the rest of the
+    batch: what is not a parameter or a buffer may be computed from x only where x holds all that shares it, which is so
+    for a whole weight, and for each row of a table that has a scale per row (sums by `row_sum`). A table with one scale
+    for all its rows keeps statistics in a buffer that `refresh` renews.
+    Trainable parameters of a quantizer form a group of their own in the optimizer (rate `methods.<name>.lr`).
+    """
+
+    def __init__(self, place: Place, bits: int, per_row: bool, symmetric: bool = False) -> None:
+        """per_row: one scale per output channel or table row; else one for the tensor (always so for activations)."""
+        super().__init__()
+        self.place, self.bits = place, bits
+        self.per_row = per_row and place.kind != "activation"
+        self.low, self.high = integer_range(bits, place.signed, symmetric)
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        return (self.place.rows, 1) if self.per_row else ()
+
+    def initialize(self, values: Tensor) -> None:
+        """Set scales from data: the whole tensor (rows, features) for a weight or table (after training from scratch has
+        begun it may be called again), or a sample (n,) of real tokens' values for an activation."""
+        raise NotImplementedError(type(self).__name__)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Quantized x, of its shape and type, differentiable. rows: ids of looked-up table rows, of x's shape without the
+        last axis. mask: True at real tokens (only statistics that are gathered in training need it)."""
+        raise NotImplementedError(type(self).__name__)
+
+    def grid(self, values: Tensor | None = None) -> Grid:
+        """The frozen form. values: the whole weight or table (rows, features); None for an activation."""
+        raise NotImplementedError(type(self).__name__)
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Integer codes of the whole weight or table, uint8. Not those of the nearest values where the method transforms
+        the weights before it rounds (DoReFa) or learns the rounding itself (AdaRound)."""
+        return self.grid(values).encode(values)
+
+    def refresh(self, values: Tensor) -> None:
+        """Renew buffered statistics of the whole weight or table. Called every few steps of training and at its end."""
+
+    def penalty(self) -> Tensor | None:
+        """A term of the training loss on this quantizer's own parameters, or None."""
+        return None
+
+    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
+        """Called before each epoch (from 0): freeze statistics, seed a generator of its own."""
+
+    @staticmethod
+    def of_rows(parameter: Tensor, rows: Tensor | None) -> Tensor:
+        """The parameters of looked-up rows, (*rows.shape, 1), or the parameter itself."""
+        return parameter if rows is None or parameter.dim() == 0 else F.embedding(rows, parameter)
+
+
+class RoundThrough(torch.autograd.Function):
+    """x -> clip(round(x / scale), low, high) scale. The gradient is that of the identity (straight through, Bengio et al.
+    2013, arXiv 1308.3432) where x / scale rounds to a level of the grid, and 0 beyond."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        scaled = x / scale
+        ctx.save_for_backward(scaled)
+        ctx.low, ctx.high = low, high
+        return scaled.round().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (scaled,) = ctx.saved_tensors
+        # Half a step beyond the ends still rounds to an end. With the ends themselves as borders, the largest weight of
+        # a row, which lies exactly at the end of a min-max grid, would never move again.
+        return inside(gradients[0], scaled, ctx.low - 0.5, ctx.high + 0.5), None, None, None
+
+
+def inside(gradient: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """gradient where low < x < high, 0 elsewhere: one pass, ten times faster than a product with a mask of booleans."""
+    return torch.ops.aten.hardtanh_backward(gradient, x, low, high)  # type: ignore[no-any-return]
+
+
+def inner(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Sum of a * b over all elements that share one element of `like`: shape (), or (..., 1) for one per row."""
+    if like.dim() == 0:
+        return torch.dot(a.reshape(-1), b.reshape(-1))
+    return (a * b).sum(-1, keepdim=True)
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """Sum over the last axis, (..., 1), by halving. `sum` may add in another order for another number of rows, and then
+    a looked-up row and the same row of the whole table differ in the last bit."""
+    while (n := x.shape[-1]) > 1:
+        half = n // 2
+        folded = x[..., :half] + x[..., half : 2 * half]
+        x = folded if n == 2 * half else torch.cat([folded, x[..., -1:]], -1)
+    return x
+
+
+def by_row(values: Tensor, per_row: bool) -> Tensor:
+    """values as (rows, n) float32: its own rows, or one row that holds everything."""
+    values = values.detach().float()
+    return values if per_row else values.reshape(1, -1)
+
+
+def max_scale(values: Tensor, low: int, high: int, per_row: bool) -> Tensor:
+    """The smallest scale at which nothing is clipped (min-max): shape (rows, 1) or ()."""
+    x = by_row(values, per_row)
+    bound = (x.amax(1, keepdim=True) / high).maximum(x.amin(1, keepdim=True) / low if low else x.new_zeros(()))
+    return bound.clamp_min(SMALLEST_SCALE).reshape((-1, 1) if per_row else ())
+
+
+def percentile_scale(values: Tensor, low: int, high: int, per_row: bool, percentile: float) -> Tensor:
+    """The scale at which that share of the magnitudes, in percent, is not clipped: shape (rows, 1) or ()."""
+    x = by_row(values, per_row)
+    magnitude = x.abs() if low else x.clamp_min(0)
+    rank = max(1, -int(-percentile / 100 * x.shape[1] // 1))  # rounded up
+    bound = magnitude.sort(dim=1).values[:, rank - 1 : rank] / high
+    return bound.clamp_min(SMALLEST_SCALE).reshape((-1, 1) if per_row else ())
+
+
+def mse_scale(values: Tensor, low: int, high: int, per_row: bool) -> Tensor:
+    """The scale with the least squared error that `least_squares` finds: (rows, 1) or ()."""
+    widest = max_scale(values, low, high, per_row).reshape(-1, 1)
+    scale = least_squares(by_row(values, per_row), widest, lambda v: v.round_().clamp_(low, high))
+    return scale.reshape((-1, 1) if per_row else ())
+
+
+def least_squares(x: Tensor, widest: Tensor, nearest: Callable[[Tensor], Tensor], candidates: int = 50) -> Tensor:
+    """Scales s of rows with the least sum (s nearest(x / s) - x)^2. x: (rows, n); widest, result: (rows, 1).
+
+    Tries s = widest 0.9^i (down to 1/200: outliers), then improves the best by turns: s = sum x q / sum q^2 is the best
+    for the levels q = nearest(x / s), and those are the best for s. Never worse than `widest`.
+    """
+    rows_at_once = max(1, 2**18 // x.shape[1])  # what is tried 50 times stays in the cache
+    if len(x) > rows_at_once:
+        parts = zip(x.split(rows_at_once), widest.split(rows_at_once), strict=True)
+        return torch.cat([least_squares(part, bound, nearest, candidates) for part, bound in parts])
+
+    def levels_and_error(scale: Tensor) -> tuple[Tensor, Tensor]:
+        levels = nearest(x / scale)
+        return levels, (levels * scale - x).square_().sum(1, keepdim=True)
+
+    best = widest.clone()
+    best_levels, best_error = levels_and_error(best)
+    for i in range(1, candidates + 4):
+        if i < candidates:
+            scale = widest * 0.9**i
+        else:
+            scale = (x * best_levels).sum(1, keepdim=True) / best_levels.square().sum(1, keepdim=True).clamp_min(1)
+            scale = scale.where(scale > 0, best)
+        levels, error = levels_and_error(scale)
+        better = error < best_error
+        best, best_error = scale.where(better, best), error.where(better, best_error)
+        best_levels = levels.where(better, best_levels)
+    return best.clamp_min(SMALLEST_SCALE)
+
+
+class FixedScale(Quantizer):
+    """Uniform rounding at a scale that was set once from data."""
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        place: Place,
+        bits: int,
+        per_row: bool,
+        rule: Rule = "mse",
+        percentile: float = 99.99,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__(place, bits, per_row, symmetric)
+        self.rule, self.percentile = rule, percentile
+        self.register_buffer("scale", torch.ones(self.scale_shape))
+
+    def initialize(self, values: Tensor) -> None:
+        if self.rule == "percentile":
+            scale = percentile_scale(values, self.low, self.high, self.per_row, self.percentile)
+        else:
+            scale = (max_scale if self.rule == "minmax" else mse_scale)(values, self.low, self.high, self.per_row)
+        self.scale.copy_(scale)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        scale = self.of_rows(self.scale, rows)
+        return RoundThrough.apply(x.float(), scale, self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+    def grid(self, values: Tensor | None = None) -> Grid:
+        return Grid.uniform(self.bits, self.low, self.high, self.scale)
+
+
+class Sign(torch.autograd.Function):
+    """w -> sign(w) scale; the gradient passes where |w| <= 1."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(w)
+        return torch.where(w >= 0, scale, -scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (w,) = ctx.saved_tensors
+        return gradients[0] * (w.abs() <= 1), None
+
+
+class BinaryQuantizer(Quantizer):
+    """1 bit, the same for every method: sign(w) mean|w| (Rastegari et al. 2016, arXiv 1603.05279), with the gradient passed
+    straight through to w where |w| <= 1 (section 3.1). The sign of 0 is +."""
+
+    shared_scale: Tensor | None
+
+    def __init__(self, place: Place, bits: int, per_row: bool) -> None:
+        super().__init__(place, bits, per_row)
+        self.register_buffer("shared_scale", None if self.per_row else torch.ones(()))
+
+    def initialize(self, values: Tensor) -> None:
+        self.refresh(values)
+
+    def refresh(self, values: Tensor) -> None:
+        if self.shared_scale is not None:
+            self.shared_scale.copy_(values.detach().abs().mean().clamp_min(SMALLEST_SCALE))
+
+    def _scale(self, x: Tensor) -> Tensor:
+        if self.shared_scale is not None:
+            return self.shared_scale
+        return (row_sum(x.detach().float().abs()) / x.shape[-1]).clamp_min(SMALLEST_SCALE)
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return Sign.apply(x.float(), self._scale(x)).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+    def grid(self, values: Tensor | None = None) -> Grid:
+        assert values is not None
+        levels = torch.tensor([-1.0, 1.0], device=values.device)
+        return Grid(1, levels, self._scale(values), torch.zeros((), device=values.device))
+
+    def codes(self, values: Tensor) -> Tensor:
+        return (values >= 0).to(torch.uint8)

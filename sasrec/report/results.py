@@ -1,0 +1,218 @@
+"""The results of a study read back from files, and the paired comparisons between its variants.
+
+All variants of a study rank the held-out item of the same users in the same order, so two of them are compared user by
+user: what is hard for every model cancels out, and differences far below the interval of either number become visible.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sasrec import metrics
+from sasrec.config import EvaluateParams, Study
+from sasrec.errors import UserError
+from sasrec.files import read_json
+from sasrec.metrics import Floats
+
+Kind = Literal["model", "control", "method", "baseline"]
+
+BASELINES = ("popularity", "markov")
+BASELINE_SEED = 0  # they learn nothing, so that one seed is all
+# Methods that leave the trained weights as they are; the others are trained on, and so is what they are compared with.
+UNTRAINED = frozenset({"ptq", "adaround"})
+# What the tables and figures cannot do without.
+REQUIRED = (
+    "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr", "coverage@10", "sampled_hr@10", "sampled_ndcg@10",
+    "valid_ndcg@10", "users", "bits", "bytes", "embedding_bytes", "weight_bytes", "card",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """metrics: the content of metrics/<name>.json. gains: (users,) NDCG@10 of each user, log2_ranks: (users,), both
+    means over seeds. card: the protocol. reference: the variant it is compared with, if there is one."""
+
+    name: str
+    kind: Kind
+    metrics: dict[str, Any]
+    gains: Floats
+    log2_ranks: Floats
+    card: dict[str, Any]
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant against another, by user. difference: of NDCG@10, with the 95 % interval low..high; base: NDCG@10 of
+    the other. log2_rank: mean difference of log2(rank), +1 where the held-out items stand twice as far down."""
+
+    reference: str
+    base: float
+    difference: float
+    low: float
+    high: float
+    log2_rank: float
+    log2_rank_low: float
+    log2_rank_high: float
+
+    def percent(self, difference: float) -> float | None:
+        """A difference of NDCG@10 in percent of the other's; None where that is 0."""
+        return 100 * difference / self.base if self.base else None
+
+    @property
+    def relative(self) -> float | None:
+        return self.percent(self.difference)
+
+    @property
+    def verdict(self) -> Literal["within noise", "better", "worse"]:
+        """Whether the interval of the difference leaves 0 out, and on which side."""
+        if self.low <= 0 <= self.high:
+            return "within noise"
+        return "better" if self.difference > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Results:
+    """variants: baselines first, then in the order of params.yaml. comparisons: by (variant, other)."""
+
+    variants: tuple[Variant, ...]
+    comparisons: dict[tuple[str, str], Comparison]
+
+    def get(self, name: str) -> Variant | None:
+        return next((variant for variant in self.variants if variant.name == name), None)
+
+    def of_kind(self, *kinds: Kind) -> list[Variant]:
+        return [variant for variant in self.variants if variant.kind in kinds]
+
+    def own(self, variant: Variant) -> Comparison | None:
+        """The comparison of a variant with its reference."""
+        return self.comparisons.get((variant.name, variant.reference or ""))
+
+
+def load_results(study: Study) -> Results:
+    """Everything that evaluate and baselines wrote for the study, from the working directory.
+
+    Raises UserError where a file is missing or damaged, or was measured under another protocol than the rest.
+    """
+    variants = []
+    for name in BASELINES:
+        if Path("metrics", f"{name}.json").exists():
+            variants.append(_load(name, "baseline", (BASELINE_SEED,), study))
+    for name in study.variants:
+        if name not in (*study.models, *study.quantized):
+            raise UserError(f"params.yaml: variants names {name}, but neither models nor quantized does; add it there")
+        kind: Kind = "model" if name in study.models else "control" if name == "control" else "method"
+        variants.append(_load(name, kind, study.seeds, study))
+    first = variants[-1]
+    for variant in variants:
+        if variant.metrics["card"] != first.metrics["card"] or len(variant.gains) != len(first.gains):
+            raise UserError(
+                f"metrics/{variant.name}.json and metrics/{first.name}.json were measured under different protocols "
+                f"and cannot be compared; run `dvc repro`"
+            )
+    return Results(tuple(variants), compare(pairs(variants), study.evaluate))
+
+
+def reference(name: str, kind: Kind, study: Study) -> str | None:
+    """What a variant is compared with: methods that train with the control, which trained for as long in full
+    precision; everything else with the trained model that is quantized."""
+    trained = kind == "method" and name not in UNTRAINED
+    wanted = "control" if trained and "control" in study.variants else study.quant.model
+    return wanted if wanted != name and wanted in study.variants else None
+
+
+def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
+    values = _read(Path("metrics", f"{name}.json"))
+    missing = [key for key in REQUIRED if key not in values]
+    if missing:
+        raise UserError(f"metrics/{name}.json lacks {missing[0]}; run `dvc repro`")
+    folder = Path("data/evaluated", name)
+    ranks = np.stack([_read_ranks(folder / str(seed) / "full.npy") for seed in seeds])  # (seeds, users)
+    card = _read(folder / "card.json")
+    return Variant(
+        name, kind, values, metrics.ndcg(ranks, 10).mean(0), np.log2(ranks).mean(0), card, reference(name, kind, study)
+    )
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path} does not exist; run `dvc repro` to make it")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; delete it and run `dvc repro`")
+    return content
+
+
+def _read_ranks(path: Path) -> Floats:
+    try:
+        ranks = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (ValueError, EOFError):
+        raise UserError(f"{path} is not a whole array; delete it and run `dvc repro`") from None
+    return np.asarray(ranks, np.float64)
+
+
+def load_stats(path: Path = Path("data/prepared/stats.json")) -> dict[str, Any]:
+    """Facts of the prepared data. Raises UserError where one that the report tells is missing."""
+    stats = _read(path)
+    for key in ("dataset", "users", "items", "interactions"):
+        if key not in stats:
+            raise UserError(f"{path} lacks '{key}'; run `dvc repro`")
+    return stats
+
+
+def pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+    """The comparisons the report makes: each variant with its reference, each method with ptq, each model with each
+    baseline."""
+    named = {variant.name: variant for variant in variants}
+    found: dict[tuple[str, str], tuple[Variant, Variant]] = {}
+    for variant in variants:
+        others = [variant.reference or ""]
+        if variant.kind == "method" and variant.name != "ptq":
+            others.append("ptq")
+        if variant.kind == "model":
+            others += BASELINES
+        for other in others:
+            if other in named:
+                found[variant.name, other] = (variant, named[other])
+    return list(found.values())
+
+
+def compare(compared: Sequence[tuple[Variant, Variant]], params: EvaluateParams) -> dict[tuple[str, str], Comparison]:
+    """Each first variant against its second, by name; the intervals resample users."""
+    if not compared:
+        return {}
+    gains = np.stack([a.gains - b.gains for a, b in compared])
+    log2_ranks = np.stack([a.log2_ranks - b.log2_ranks for a, b in compared])
+    intervals = bootstrap_intervals(np.concatenate([gains, log2_ranks]), params.bootstrap, params.seed)
+    return {
+        (a.name, b.name): Comparison(
+            b.name, float(b.gains.mean()), float(gain.mean()), *of_gain, float(log2_rank.mean()), *of_rank
+        )
+        for (a, b), gain, log2_rank, of_gain, of_rank in zip(
+            compared, gains, log2_ranks, intervals[: len(compared)], intervals[len(compared) :], strict=True
+        )
+    }
+
+
+def bootstrap_intervals(values: Floats, resamples: int, seed: int, level: float = 0.95) -> list[tuple[float, float]]:
+    """As `metrics.bootstrap_interval`, and with the same result, for every row of `values` (n, users): all rows share
+    the resamples, the drawing of which is what takes the time."""
+    rng = np.random.default_rng(seed)
+    users = values.shape[1]
+    means = np.empty((resamples, len(values)))
+    for i in range(resamples):
+        means[i] = values @ np.bincount(rng.integers(0, users, users), minlength=users) / users
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -1,0 +1,296 @@
+"""One training loop for every model and every quantization method: epochs, validation, early stopping, resuming.
+
+A run can be killed at any moment. After each epoch everything that the rest depends on is written to a resume file, and
+every random draw of an epoch comes from a generator seeded with (seed, epoch), so that a resumed run ends with the same
+bits as one that was never interrupted.
+"""
+
+import csv
+import io
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sasrec import evaluation, losses, metrics
+from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
+from sasrec.config import TrainParams
+from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
+from sasrec.errors import UserError
+from sasrec.files import write_text
+from sasrec.process import Guardian
+
+# Steps between renewals of a table's buffered statistics.
+REFRESH_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the curves. Epoch 0 is the state before training. Losses are means over positions (train) or users
+    (validation); accuracies are pairwise; ndcg is NDCG@10 on validation under the protocol of `train.select_on`."""
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    validation_loss: float
+    train_accuracy: float | None
+    validation_accuracy: float
+    validation_ndcg: float
+
+
+@dataclass
+class Progress:
+    """What a run has reached: everything the resume file holds besides tensors."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_ndcg: float = -1.0
+    since_best: int = 0
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
+    decay and outside norm clipping. penalty: added to the loss. on_epoch, on_step: called before each."""
+
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    lr: float = 0.0
+    penalty: Callable[[], Tensor | None] = lambda: None
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None
+    refresh: Callable[[], None] = lambda: None
+
+
+def learning_rate(params: TrainParams, progress: float) -> float:
+    """The rate at `progress` (0..1) of the run: a linear warm-up over the share `warmup`, then constant or half a cosine to
+    0; one_cycle (Smith and Topin, arXiv 1708.07120): up from 1/25 over `warmup` (0.3 where that is 0), down to 1e-4."""
+    if params.schedule == "one_cycle":
+        warmup, low = params.warmup or 0.3, (1 / 25, 1e-4)
+        if progress < warmup:
+            return params.lr * (low[0] + (1 - low[0]) * (1 - math.cos(math.pi * progress / warmup)) / 2)
+        rest = (progress - warmup) / max(1 - warmup, 1e-9)
+        return params.lr * (low[1] + (1 - low[1]) * (1 + math.cos(math.pi * rest)) / 2)
+    if progress < params.warmup:
+        return params.lr * progress / params.warmup
+    if params.schedule == "cosine":
+        rest = (progress - params.warmup) / max(1 - params.warmup, 1e-9)
+        return params.lr * (1 + math.cos(math.pi * rest)) / 2
+    return params.lr
+
+
+class Trainer:
+    """Trains `model` in place; `run` returns the curves and leaves the best checkpoint in the model."""
+
+    def __init__(
+        self,
+        model: Any,
+        store: Any,
+        params: TrainParams,
+        seed: int,
+        *,
+        device: torch.device,
+        extras: Extras | None = None,
+        validate_start: bool = False,
+    ) -> None:
+        """validate_start: whether the state before training is a candidate for the best checkpoint."""
+        self.model, self.store, self.params, self.seed, self.device = model, store, params, seed, device
+        self.extras = extras or Extras()
+        self.validate_start = validate_start
+        own = {id(parameter) for parameter in self.extras.parameters}
+        self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        groups: list[dict[str, Any]] = [{"params": self.weights, "weight_decay": params.weight_decay}]
+        if self.extras.parameters:
+            groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
+        self.sampler = NegativeSampler(store, params.negatives_from == "unseen")
+        self.kind = losses.needs_negatives(params)
+        self.validation_batches = list(
+            evaluation.blocks(store, "validation", model.params.max_len, 512) if len(store.evaluated) else []
+        )
+
+    def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
+        """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
+        guardian = Guardian()
+        progress, best = self._restore(resume, key) if resume else (Progress(), None)
+        if progress.epoch:
+            log(f"resuming after epoch {progress.epoch}")
+        elif self.validate_start:
+            self.extras.refresh()
+            loss, accuracy, ndcg = self.validate()
+            best = self._note(progress, Row(0, 0.0, None, loss, None, accuracy, ndcg), best)
+            log(f"start: validation loss {loss:.4f}, accuracy {accuracy:.4f}, NDCG@10 {ndcg:.4f}")
+        while progress.epoch < self.params.epochs and progress.since_best < self.params.patience:
+            epoch, began = progress.epoch + 1, time.monotonic()
+            rate, train_loss, train_accuracy = self.epoch(epoch, guardian)
+            trained = time.monotonic() - began
+            progress.epoch = epoch
+            if epoch % self.params.evaluate_every == 0 or epoch == self.params.epochs:
+                loss, accuracy, ndcg = self.validate()
+                row = Row(epoch, rate, train_loss, loss, train_accuracy, accuracy, ndcg)
+                best = self._note(progress, row, best)
+                log(
+                    f"epoch {epoch}: loss {train_loss:.4f}, validation loss {loss:.4f}, accuracy {accuracy:.4f}, "
+                    f"NDCG@10 {ndcg:.4f}{' *' if progress.best_epoch == epoch else ''} "
+                    f"({trained:.1f} s + {time.monotonic() - began - trained:.1f} s)"
+                )
+            if resume:
+                self._save(resume, key, progress, best)
+        if best is not None:
+            self.model.load_state_dict(best)
+        self.model.eval()
+        return progress
+
+    def _note(self, progress: Progress, row: Row, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        """Record a validation; returns the best weights so far."""
+        progress.rows.append(row)
+        if row.validation_ndcg > progress.best_ndcg:
+            progress.best_epoch, progress.best_ndcg, progress.since_best = row.epoch, row.validation_ndcg, 0
+            return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        progress.since_best += 1
+        return best
+
+    def epoch(self, epoch: int, guardian: Guardian) -> tuple[float, float, float]:
+        """Train one epoch (from 1). Returns the last learning rate, and the means of loss and accuracy over positions."""
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, 1]).generate_state(1)[0]))
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        self.model.train()
+        self.extras.on_epoch(epoch - 1, self.params.epochs)
+        max_len, every = self.model.params.max_len, self.params.windows == "all"
+        count, batches = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch)
+        total = torch.zeros(2, device=self.device)
+        tokens = 0
+        rate = self.params.lr
+        bar = tqdm(batches, f"epoch {epoch}/{self.params.epochs}", count, leave=False, disable=not sys.stderr.isatty())
+        for i, batch in enumerate(bar):
+            if guardian.gone():
+                raise UserError("the run that started this training is gone; stopping (the next run resumes)")
+            if i % REFRESH_EVERY == 0:
+                self.extras.refresh()
+            rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
+            self._set_rates(rate)
+            result, n = self._loss(batch, rng)
+            penalty = self.extras.penalty()
+            self.optimizer.zero_grad()
+            (result.loss if penalty is None else result.loss + penalty).backward()  # type: ignore[no-untyped-call]
+            if self.params.clip_norm:
+                nn.utils.clip_grad_norm_(self.weights, self.params.clip_norm)
+            self.optimizer.step()
+            total += torch.stack([result.loss.detach(), result.accuracy]) * n
+            tokens += n
+        loss, accuracy = (total / max(tokens, 1)).tolist()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training diverged: the loss of epoch {epoch} is {loss}; lower train.lr or set train.clip_norm"
+            )
+        return rate, loss, accuracy
+
+    def _set_rates(self, rate: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = rate
+        for group in self.optimizer.param_groups[1:]:
+            group["lr"] = self.extras.lr * rate / self.params.lr
+
+    def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
+        """Loss and accuracy over the real positions of a batch, and how many there are."""
+        real = batch.targets > 0
+        if self.kind == "shared":
+            drawn = self.sampler.draw_shared(self.params.negatives, rng)
+        else:
+            n = self.params.negatives if self.kind == "each" else 1
+            drawn = self.sampler.draw(batch.users, (*real.shape, n), rng)[real]
+        histories, negatives = (
+            torch.from_numpy(batch.histories).to(self.device),
+            torch.from_numpy(drawn).to(self.device),
+        )
+        states = self.model.encode(histories)
+        states = states.flatten(0, 1) if real.all() else states[torch.from_numpy(real).to(self.device)]
+        targets = torch.from_numpy(batch.targets[real]).to(self.device)
+        result = losses.compute(
+            self.params,
+            self.store.items_count,
+            self.model.score,
+            self.model.scoring_table.all,
+            states,
+            targets,
+            negatives,
+        )
+        return result, len(targets)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float, float]:
+        """Loss, pairwise accuracy and NDCG@10 on the validation items; the negatives are the same at every call."""
+        self.model.eval()
+        rng = np.random.default_rng([self.seed, 3])
+        total = torch.zeros(2, device=self.device)
+        targets = np.asarray(self.store.items)[evaluation.history_ends(self.store, "validation")].astype(np.int64)
+        states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
+        for rows, histories in self.validation_batches:
+            state = self.model.encode(torch.from_numpy(histories).to(self.device), last=True)[:, 0]
+            states[rows] = state
+            if self.kind == "shared":
+                drawn = self.sampler.draw_shared(self.params.negatives, rng)
+            else:
+                n = self.params.negatives if self.kind == "each" else 1
+                drawn = self.sampler.draw(self.store.evaluated[rows], (len(rows), n), rng)
+            result = losses.compute(
+                self.params,
+                self.store.items_count,
+                self.model.score,
+                self.model.scoring_table.all,
+                state,
+                torch.from_numpy(targets[rows]).to(self.device),
+                torch.from_numpy(drawn).to(self.device),
+            )
+            total += torch.stack([result.loss, result.accuracy]) * len(rows)
+        loss, accuracy = (total / max(len(targets), 1)).tolist()
+        table, only = self.model.scoring_table.all(), self.params.select_on
+
+        def scorer(histories: Tensor, users: Ints) -> Tensor:
+            return states[np.searchsorted(self.store.evaluated, users)] @ table.T  # type: ignore[no-any-return]
+
+        ranks = evaluation.rank(
+            scorer, self.store, "validation", self.model.params.max_len, device=self.device, only=only
+        )
+        chosen = ranks.full if only == "full" else ranks.sampled
+        return loss, accuracy, float(metrics.ndcg(chosen.astype(np.float64), 10).mean()) if len(chosen) else 0.0
+
+    def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizer).items()}
+        save_tensors(path, tensors, {"key": key, "progress": asdict(progress)})
+
+    def _restore(self, path: Path, key: str) -> tuple[Progress, dict[str, Tensor] | None]:
+        """The progress of a killed run with the same key, loaded into the model and the optimizer; else a fresh start."""
+        if not path.exists():
+            return Progress(), None
+        tensors, meta = load_tensors(path)
+        if meta["key"] != key:
+            return Progress(), None
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, rest = name.split("/", 1)
+            parts[part][rest] = tensor.to(self.device)
+        self.model.load_state_dict(parts["model"])
+        restore_optimizer(self.optimizer, parts["optimizer"])
+        saved = meta["progress"]
+        return Progress(**{**saved, "rows": [Row(**row) for row in saved["rows"]]}), parts["best"] or None
+
+
+def write_curves(path: Path, rows: list[Row]) -> None:
+    """The curves as CSV, six significant digits, empty where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row.__dataclass_fields__)
+    for row in rows:
+        values = [value for value in asdict(row).values()]
+        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
+    write_text(path, text.getvalue())

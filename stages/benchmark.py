@@ -1,0 +1,24 @@
+"""Time the first seed of an exported variant on this machine: python -m stages.benchmark VARIANT"""
+
+from pathlib import Path
+
+from sasrec.benchmarking import latency
+from sasrec.config import Study
+from sasrec.deploy.artefact import load
+from sasrec.files import write_text
+from sasrec.process import set_up
+from stages.common import run
+
+SECTIONS = ("seeds", "threads", "benchmark")
+
+
+def main(study: Study, variant: str) -> None:
+    set_up(study.threads, "cpu")
+    model, _ = load(Path("data/exported", variant, str(study.seeds[0])))
+    table = latency(model, study.benchmark)
+    write_text(Path("plots/benchmark", f"{variant}.csv"), table)
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    run(main, SECTIONS)

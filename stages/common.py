@@ -1,0 +1,56 @@
+"""What every stage script shares: its declared parameters, and errors that end with one clear line."""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from sasrec.config import Study, check_names, from_mapping
+from sasrec.errors import UserError
+
+PARAMS = Path("params.yaml")
+
+
+class Declared:
+    """A view of the study that gives only the sections a stage declares, so that dvc.yaml cannot fall behind."""
+
+    def __init__(self, study: Study, sections: Sequence[str]) -> None:
+        self._study = study
+        self._sections = frozenset(section.split(".")[0] for section in sections)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "of_model" and {"model", "train", "per_model"} <= self._sections:
+            return self._study.of_model
+        if name not in self._sections:
+            raise AttributeError(f"this stage reads '{name}' but does not declare it")
+        return getattr(self._study, name)
+
+
+def read_study(path: Path = PARAMS) -> Study:
+    """The whole of params.yaml, checked. Raises UserError with the key that is wrong."""
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the root of the project") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    study = from_mapping(Study, mapping, "")
+    not_methods = {"__init__", "quantizer", "attach", "grid"}
+    check_names(study, {file.stem for file in Path("sasrec/quant").glob("*.py")} - not_methods)
+    return study
+
+
+def run(main: Callable[..., None], sections: Sequence[str]) -> None:
+    """Call `main(study, *command line)`; end with one line and status 1 where the input or the machine is at fault."""
+    try:
+        main(cast(Study, Declared(read_study(), sections)), *sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        advice = "make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "free some disk space"
+        sys.exit(f"error: cannot write {error.filename or 'an output'}: {error.strerror}; {advice} and run again")

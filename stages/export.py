@@ -1,0 +1,27 @@
+"""Export every seed of a variant as packed integers with a manifest: python -m stages.export VARIANT"""
+
+from pathlib import Path
+
+from sasrec.checkpoint import load_model, load_tensors
+from sasrec.config import Study
+from sasrec.deploy.artefact import export
+from sasrec.quant.frozen import from_tensors
+from stages.common import run
+
+SECTIONS = ("seeds",)
+
+
+def main(study: Study, variant: str) -> None:
+    for seed in study.seeds:
+        folder = Path("data/models", variant, str(seed))
+        model, card = load_model(folder)
+        frozen = {}
+        if (folder / "quantized.safetensors").exists():
+            frozen = from_tensors(*load_tensors(folder / "quantized.safetensors"))
+        del card["model"], card["items"]
+        sizes = export(Path("data/exported", variant, str(seed)), model, frozen, card)
+        print(f"{variant}, seed {seed}: {sizes.bytes:,} bytes, {sizes.bits:g} bits per stored weight")
+
+
+if __name__ == "__main__":
+    run(main, SECTIONS)

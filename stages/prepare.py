@@ -1,0 +1,25 @@
+"""Stage prepare: data/raw to data/prepared: read, filter, order, renumber, draw the candidate negatives."""
+
+from pathlib import Path
+
+from sasrec.config import Study
+from sasrec.data.store import prepare
+from stages.common import run
+
+SECTIONS = ("dataset", "prepare")
+RAW = Path("data/raw")
+PREPARED = Path("data/prepared")
+
+
+def main(study: Study) -> None:
+    stats = prepare(RAW, study.dataset, study.prepare, PREPARED)
+    if stats["times_note"]:
+        print(f"note: {stats['times_note']}")
+    print(
+        f"{stats['dataset']}: {stats['users']} users, {stats['items']} items, {stats['interactions']} interactions "
+        f"({stats['evaluated']} users evaluated, {stats['dropped']['thresholds']['rows']} rows below the thresholds)"
+    )
+
+
+if __name__ == "__main__":
+    run(main, SECTIONS)

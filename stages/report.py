@@ -1,0 +1,38 @@
+"""Stage report: figures, the summary and the page, from what evaluate, baselines and benchmark wrote."""
+
+from pathlib import Path
+
+from sasrec.config import Study
+from sasrec.files import write_text
+from sasrec.report import figures
+from sasrec.report.findings import best_method
+from sasrec.report.page import render
+from sasrec.report.results import load_results, load_stats
+from sasrec.report.series import load_curves, load_latencies
+from sasrec.report.tables import results_table, summary_csv, summary_rows
+from stages.common import run
+
+SECTIONS = ("models", "quantized", "variants", "seeds", "quant", "evaluate")
+PLOTS = Path("plots")
+
+
+def main(study: Study) -> None:
+    results = load_results(study)
+    stats = load_stats()
+    curves = load_curves(study.variants, study.seeds)
+    latencies = load_latencies(study.variants)
+    figures.write_figure(PLOTS / "quality.png", figures.quality, results)
+    figures.write_figure(PLOTS / "size.png", figures.size, results)
+    figures.write_figure(PLOTS / "curves.png", figures.curves, curves, results)
+    figures.write_figure(PLOTS / "latency.png", figures.latency, latencies)
+    drawings = {name: (PLOTS / f"{name}.png").read_bytes() for name in ("quality", "size", "curves", "latency")}
+    rows = summary_rows(results)
+    write_text(PLOTS / "summary.csv", summary_csv(rows))
+    best = best_method(results)
+    write_text(PLOTS / "report.html", render(results, stats, study.quant, drawings, best.name if best else None))
+    print(results_table(rows), end="")
+    print(f"report: {PLOTS / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run(main, SECTIONS)

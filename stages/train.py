@@ -1,0 +1,38 @@
+"""Train one full-precision model with one seed: python -m stages.train MODEL SEED"""
+
+from pathlib import Path
+
+import torch
+
+from sasrec.checkpoint import fingerprint, save_model
+from sasrec.config import Study
+from sasrec.data.sequences import Sequences
+from sasrec.models.sasrec import SASRec
+from sasrec.process import run_once, set_up
+from sasrec.training import Trainer, write_curves
+from stages.common import run
+
+SECTIONS = ("threads", "device", "model", "train", "per_model.<model>")
+
+
+def main(study: Study, name: str, seed: str) -> None:
+    device = set_up(study.threads, study.device)
+    model_params, train_params = study.of_model(name)
+    store = Sequences.load(Path("data/prepared"))
+    with run_once(f"train-{name}-{seed}") as job:
+        torch.manual_seed(int(seed))
+        model = SASRec(model_params, store.items_count).to(device)
+        trainer = Trainer(model, store, train_params, int(seed), device=device)
+        key = fingerprint(model_params, train_params, seed, study.threads, str(device), store.stats)
+        progress = trainer.run(job.resume, key, job.log)
+        card = {
+            "trained": {"name": name, "seed": int(seed), "best_epoch": progress.best_epoch, "epochs": progress.epoch},
+            "valid_ndcg@10": round(progress.best_ndcg, 5),
+            "data": store.stats["sha256"],
+        }
+        write_curves(Path(f"plots/curves/{name}-{seed}.csv"), progress.rows)
+        save_model(Path("data/models", name, seed), model, model.state_dict(), card)
+
+
+if __name__ == "__main__":
+    run(main, SECTIONS)

@@ -1,0 +1,246 @@
+"""Each bad input ends with one line that names the file, the line or the key, and leaves nothing behind."""
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+Refused = Callable[..., str]
+EVERYTHING = {"min_user": 1, "min_item": 1, "candidates": 2}
+GOOD = "".join(f"{user}::{item}::4::97830{user}76{item}\n" for user in range(1, 4) for item in range(1, 5))
+
+
+def ml(path: str | Path, **more: Any) -> dict[str, Any]:
+    return {"dataset": {"name": "ml-1m", "path": str(path), **more}, "prepare": EVERYTHING}
+
+
+def own(path: str | Path, **more: Any) -> dict[str, Any]:
+    return {"dataset": {"name": "file", "path": str(path), **more}, "prepare": EVERYTHING}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + "3::9::4\n", ("ratings.dat, line 13", "expected 4 fields", "found 3", "3::9::4")),
+        (GOOD + "3::9", ("line 13", "found 2")),
+        (GOOD[:-4], ("line 12", "cut short", "3::4::4::97830")),
+        (GOOD + "3::9::4::\n", ("line 13", "timestamp is missing")),
+        (GOOD.replace("2::2::4", "2::2::four"), ("line 6", "rating is not a number", "four")),
+        (GOOD.replace("2::2::4", "2::2::nan"), ("line 6", "rating is not a finite number")),
+        (GOOD.replace("2::2::4::", "2::2::4::x"), ("line 6", "timestamp is not a number")),
+        (GOOD.replace("1::3::", "::3::"), ("line 3", "user id is empty")),
+        (GOOD.replace("::", "\t"), ("line 1", "expected 4 fields between separators '::'", "found 1")),
+        (GOOD.replace("::", ","), ("line 1", "found 1")),
+        (GOOD.replace("1::3::", "1:3::"), ("line 3", "found 3")),
+        ("\n\n", ("is empty",)),
+    ],
+)
+def test_ratings_dat(refused: Refused, project: Path, text: str, words: tuple[str, ...]) -> None:
+    (project / "ratings.dat").write_text(text)
+    message = refused(**ml("ratings.dat"))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b,timestamp\nu,i,1\n", ("no column 'user'", "found 'a', 'b', 'timestamp'", "dataset.columns.user")),
+        ("user,item,timestamp\n", ("is empty",)),
+        ("user,item,user\nu,i,u\n", ("'user' is there 2 times",)),
+        ("user,item,timestamp\nu,i,1\nu,,2\n", ("line 3", "item id is empty")),
+        ("user,item,timestamp\nu,i,1\n\nu,i,soon\n", ("line 4", "timestamp is not a number")),
+        ("user,item,timestamp\nu,i,2020-01-01\nu,i,7\n", ("line 3", "is a number, unlike those before")),
+        ('user,item,timestamp\n"u\nv",i,1\nu,i\n', ("line 4", "expected 3 fields", "found 2")),
+        ("user,item,rating\nu,i,5\nu,j,\n", ("line 3", "rating is missing")),
+        ("user,item\nu,i,5\n", ("line 2", "expected 2 fields", "found 3")),
+        (b"user,item\nu,\xff\xfe\n", ("line 2", "not UTF-8")),
+        ("user,item,timestamp\nu,i,2020-13-45\n", ("line 2", "timestamp is not a number")),
+        ("user,item,timestamp\nu,i,1_000\n", ("line 2", "timestamp is not a number")),
+        ("user,item\nu,i\n".encode("utf-16"), ("line 1", "not UTF-8")),
+        ("user,item,timestamp\nu,i,inf\n", ("line 2", "timestamp is not a finite number")),
+    ],
+)
+def test_own_csv(refused: Refused, project: Path, text: str | bytes, words: tuple[str, ...]) -> None:
+    (project / "mine.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refused(**own("mine.csv"))
+    assert "mine.csv" in message and all(word in message for word in words), message
+
+
+def test_separators(refused: Refused, project: Path) -> None:
+    (project / "mine.csv").write_text("user;item\nu;i\n")
+    assert "found 'user;item'" in refused(**own("mine.csv", separator=","))
+    assert "one character, not '::'" in refused(**own("mine.csv", separator="::"))
+
+
+def test_named_column_that_is_not_there(refused: Refused, project: Path) -> None:
+    (project / "mine.csv").write_text("user,item,when\nu,i,1\n")
+    message = refused(**own("mine.csv", columns={"timestamp": "time"}))
+    assert "no column 'time'" in message and "'when'" in message and "dataset.columns.timestamp" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"user": "u", "item": "i"}\n{"user": "u", "it', ("line 2", "not JSON")),
+        ('{"user": "u", "item": "i"}\n{"user": "u"}\n', ("line 2", "'item' is missing")),
+        ('{"user": "u", "item": "i", "rating": 1}\n{"user": "u", "item": "i", "rating": "x"}\n', ("line 2", "rating")),
+        ('{"user": "u"}\n', ("no column 'item'",)),
+        ("[1]\n", ("line 1", "not a JSON object")),
+        ("user,item\n", ("line 1", "not JSON")),
+        ("\n", ("is empty",)),
+    ],
+)
+def test_jsonl(refused: Refused, project: Path, text: str, words: tuple[str, ...]) -> None:
+    (project / "mine.jsonl").write_text(text)
+    message = refused(**own("mine.jsonl"))
+    assert all(word in message for word in words), message
+
+
+def test_parquet(refused: Refused, project: Path) -> None:
+    path = project / "mine.parquet"
+    path.write_bytes(b"PAR1 not really")
+    assert "not a readable parquet file" in refused(**own(path)) or "damaged" in refused(**own(path))
+    for columns, words in (
+        ({"user": ["a"], "thing": ["b"]}, "no column 'item'"),
+        ({"user": ["a", None], "item": ["b", "c"]}, "row 2: the user id is missing"),
+        ({"user": ["a", "b"], "item": ["b", ""]}, "row 2: the item id is empty"),
+        ({"user": ["a", "b"], "item": ["b", "c"], "rating": [1.0, None]}, "row 2: the rating is missing"),
+        ({"user": ["a", "b"], "item": ["b", "c"], "timestamp": [1, None]}, "row 2: the timestamp is missing"),
+        ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "rating is not a number"),
+        ({"user": [1.5], "item": ["b"]}, "user ids are fractions"),
+        ({"user": pa.array([], pa.string()), "item": pa.array([], pa.string())}, "is empty"),
+    ):
+        pyarrow.parquet.write_table(pa.table(columns), path)
+        assert words in refused(**own(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("sasrec", "1 2\n1\n", ("line 2", "expected 2 fields", "found 1")),
+        ("sasrec", "1 2 3\n", ("line 1", "found 3")),
+        ("s3rec", "1 2 3\n\n2\n", ("line 3", "at least one item")),
+        ("s3rec", " \n", ("is empty",)),
+        ("s3rec", b"1 2\n2 \xff\n", ("line 2", "not UTF-8")),
+    ],
+)
+def test_line_files(refused: Refused, project: Path, name: str, text: str | bytes, words: tuple[str, ...]) -> None:
+    (project / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refused(dataset={"name": name, "path": "a.txt"}, prepare=EVERYTHING)
+    assert all(word in message for word in words), message
+
+
+def test_paths(refused: Refused, project: Path) -> None:
+    message = refused(**own("nowhere/mine.csv"))
+    assert "nowhere/mine.csv does not exist" in message and "--queue" in message and "must be absolute" in message
+    assert "/nowhere/mine.csv does not exist" in refused(**own("/nowhere/mine.csv"))
+    (project / "folder").mkdir()
+    assert "folder is a directory" in refused(**own("folder"))
+    (project / "empty.csv").touch()
+    assert "empty.csv is empty" in refused(**own("empty.csv"))
+    (project / "what.xyz").write_text("a")
+    assert "dataset.format" in refused(**own("what.xyz"))
+    for name in ("file", "sasrec", "s3rec"):
+        assert "needs a local file" in refused(dataset={"name": name})
+    (project / "mine.csv").write_text("user,item\n")
+    assert "'sample' is simulated" in refused(dataset={"name": "sample", "path": "mine.csv"})
+
+
+def test_unknown_names(refused: Refused, project: Path) -> None:
+    assert "unknown data set in dataset.name 'ml-1mm'; did you mean 'ml-1m'?" in refused(dataset={"name": "ml-1mm"})
+    (project / "a.csv").write_text("user,item\n")
+    message = refused(**own("a.csv", format="movielens_dat"))
+    assert "did you mean 'movielens-dat'?" in message
+    assert "unknown key 'dataset.nam'" in refused(dataset={"nam": "sample"})
+    assert "prepare.min_usr" in refused(prepare={"min_usr": 5})
+
+
+def test_everyone_below_the_threshold(refused: Refused, project: Path) -> None:
+    (project / "ratings.dat").write_text(GOOD)
+    message = refused(dataset={"name": "ml-1m", "path": "ratings.dat"})
+    assert "prepare.min_user = 5" in message and "most active user has 4" in message and "lower" in message
+
+
+def archive(members: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, text in members.items():
+            file.writestr(name, text)
+    return buffer.getvalue()
+
+
+def test_archives(refused: Refused, project: Path) -> None:
+    path = project / "ml-1m.zip"
+    whole = archive({"ml-1m/ratings.dat": GOOD * 50})
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "ml-1m.zip is not a zip archive, or is damaged" in refused(**ml(path))
+    damaged = bytearray(whole)
+    damaged[60:64] = b"\0\0\0\0"
+    path.write_bytes(bytes(damaged))
+    assert "cannot be unpacked" in refused(**ml(path))
+    path.write_bytes(archive({"readme.txt": "x"}))
+    assert "no data file in the archive (it holds: readme.txt)" in refused(**ml(path))
+    path.write_bytes(archive({"a.csv": "user,item\n", "b.csv": "user,item\n"}))
+    assert "more than one data file" in refused(**own(path))
+    assert not (project / "data" / "raw").exists()
+    for name in ("a.7z", "a.tar.gz"):
+        (project / name).write_bytes(b"x")
+        assert "archives of this kind" in refused(**own(name))
+
+
+def test_gzip(refused: Refused, project: Path) -> None:
+    path = project / "a.csv.gz"
+    whole = gzip.compress(os.urandom(5000).hex().encode())
+    path.write_bytes(whole[:-20])
+    assert "a.csv.gz is not a whole gzip file" in refused(**own(path))
+    path.write_bytes(b"user,item\n")
+    assert "a.csv.gz is not a whole gzip file" in refused(**own(path))
+    path.write_bytes(gzip.compress(b""))
+    assert "is empty" in refused(**own(path))
+    assert not (project / "data" / "raw").exists()
+
+
+def test_hash_of_a_local_file(refused: Refused, stage: Callable[..., None], project: Path) -> None:
+    path = project / "mine.csv"
+    path.write_text("user,item\nu,a\nu,b\nu,c\n")
+    wrong = "0" * 64
+    message = refused(**own(path, sha256=wrong))
+    found = message.split("sha256 ")[1][:64]
+    assert wrong in message and path.exists()
+    assert "64 hexadecimal digits" in refused(**own(path, sha256="abc"))
+    stage("fetch", **own(path, sha256=found.upper()))
+
+
+def test_times_that_are_not_there(refused: Refused, project: Path) -> None:
+    (project / "mine.csv").write_text("user,item\nu,a\nu,b\nu,c\n")
+    assert "dataset.times is 'comparable'" in refused(**own("mine.csv", times="comparable"))
+
+
+def test_prepare_before_fetch(stage: Callable[..., None], project: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        stage("prepare", dataset={"name": "sample"})
+    assert "run the fetch stage again" in str(ended.value.code)
+
+
+def test_exit_status_and_one_line_of_a_real_process(refused: Refused, project: Path) -> None:
+    (project / "ratings.dat").write_text(GOOD + "3::9::4\n")
+    refused(**ml("ratings.dat"))  # writes params.yaml
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-m", "stages.prepare"],
+        env=os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1 and not ended.stdout
+    assert ended.stderr.startswith("error: data/raw/ratings.dat, line 13") and ended.stderr.count("\n") == 1

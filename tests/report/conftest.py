@@ -1,0 +1,75 @@
+"""A study small enough to check by hand, with every file the report reads, written by the code that writes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sasrec import protocol
+from sasrec.config import EvaluateParams, QuantParams, Study
+from sasrec.evaluation import Ranks
+from sasrec.files import write_json, write_text
+from sasrec.training import Row, write_curves
+
+STATS = {
+    "dataset": "toy", "sha256": "0" * 64, "users": 6, "items": 30, "interactions": 60, "length": {"median": 9}, "evaluated": 5,
+    "candidates": 100, "candidates_seed": 0, "few_candidates": 0, "filter": {"min_user": 5},
+}  # fmt: skip
+EVALUATE = EvaluateParams(bootstrap=200)
+RANKS = {
+    "popularity": [20, 15, 9, 30, 11],
+    "markov": [5, 12, 4, 30, 9],
+    "sasrec": [1, 1, 3, 7, 20],
+    "control": [1, 1, 2, 7, 20],
+    "ptq": [2, 2, 4, 8, 25],
+    "lsq": [1, 3, 2, 1, 20],
+}
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study(
+        models=("sasrec",), quantized=("control", "ptq", "lsq"), variants=("sasrec", "control", "ptq", "lsq"),
+        seeds=(0,), quant=QuantParams(bits=4), evaluate=EVALUATE,
+    )  # fmt: skip
+
+
+def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None) -> None:
+    """Metrics, ranks, curves and latencies of one variant in the working directory."""
+    protocol_card = protocol.card(STATS, EVALUATE) if card is None else {"other": card}
+    ranks = np.array(RANKS[name], np.float32)
+    results = [Ranks(ranks, np.minimum(ranks, 3), np.ones(31, np.int64)) for _ in seeds]
+    quantized = name in ("ptq", "lsq")
+    size = {
+        "bits": 4 if quantized else 32,
+        "bytes": 10_000 if quantized else 80_000,
+        "embedding_bytes": 6_000,
+        "weight_bytes": 3_000,
+    }
+    validation = {"ptq": 0.3, "lsq": 0.4}.get(name, 0.5)
+    write_json(f"metrics/{name}.json", protocol.flat_metrics(results, EVALUATE, protocol_card, size, validation))
+    protocol.write_ranks(Path("data/evaluated", name), results, seeds, protocol_card)
+    rows = [
+        Row(epoch, 0.001, None if epoch == 0 else 2.0, 2.5 - epoch / 9, None, 0.5, 0.1 * epoch) for epoch in range(4)
+    ]
+    for seed in seeds:
+        write_curves(Path(f"plots/curves/{name}-{seed}.csv"), rows[:1] if name == "ptq" else rows)
+    write_text(
+        f"plots/benchmark/{name}.csv", "batch,encode_ms,score_ms,sequences_per_second\n1,1.5,0.2,588\n32,4,1,6400\n"
+    )
+
+
+@pytest.fixture
+def writer() -> Callable[..., None]:
+    return write_variant
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the test, with the files of the study."""
+    monkeypatch.chdir(tmp_path)
+    write_json("data/prepared/stats.json", STATS)
+    for name in RANKS:
+        write_variant(name)
+    return tmp_path

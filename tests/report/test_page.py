@@ -1,0 +1,161 @@
+"""The stage as a whole, the page, the figures' layout, and the sentences."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sasrec.config import QuantParams, Study
+from sasrec.report.findings import answer, best_method, details, width_text
+from sasrec.report.layout import side_by_side, spread
+from sasrec.report.results import Comparison, Results, load_results
+from stages.report import main
+
+FIGURES = ("quality.png", "size.png", "curves.png", "latency.png")
+VOID = {"meta", "img", "br", "link"}
+
+
+class Reader(HTMLParser):
+    """Collects elements, and whether they are closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(folder: Path, study: Study) -> str:
+    main(study)
+    return Path("plots/report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_else(page: str) -> None:
+    elements = Reader(page).elements
+    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object"}
+    addresses = [
+        value or "" for _, attributes in elements for key, value in attributes.items() if key in ("src", "href")
+    ]
+    assert len(addresses) == 4 and all(value.startswith("data:image/png;base64,") for value in addresses)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "url(" not in page
+
+
+def test_the_page_can_be_read_by_everyone(page: str) -> None:
+    elements = Reader(page).elements
+    metas = [attributes for tag, attributes in elements if tag == "meta"]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
+    assert "prefers-color-scheme: dark" in page
+    assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
+    tags = [tag for tag, _ in elements]
+    assert tags.count("table") == tags.count("caption") == 3
+    assert ("html", {"lang": "en"}) in elements
+
+
+def test_the_page_tells_everything(page: str, study: Study) -> None:
+    for name in (*study.variants, "popularity", "markov"):
+        assert f'<th scope="row">{name}</th>' in page
+    assert '<tr class="chosen"><th scope="row">lsq</th>' in page
+    assert "simulation of them in floating point" in page
+    assert "dvc exp run -S quant.bits=4" in page
+    assert "$" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_same_numbers_same_bytes(folder: Path, study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"plots/{name}" for name in (*FIGURES, "summary.csv", "report.html")]
+    main(study)
+    first = [Path(name).read_bytes() for name in names]
+    main(study)
+    assert [Path(name).read_bytes() for name in names] == first
+    assert all(len(content) < 150_000 for content in first[:4])
+    assert capsys.readouterr().out.endswith("report: plots/report.html\n")
+    assert not list(Path("plots").glob(".*"))
+
+
+@pytest.mark.parametrize("variants", [("sasrec",), ("ptq",), ("lsq", "sasrec"), ("control",)])
+def test_part_of_a_study(folder: Path, study: Study, variants: tuple[str, ...]) -> None:
+    for name in ("popularity", "markov"):
+        Path(f"metrics/{name}.json").unlink()
+    main(replace(study, variants=variants))
+    Reader(Path("plots/report.html").read_text(encoding="utf-8"))
+
+
+def test_the_report_does_not_import_torch() -> None:
+    check = "import sys, stages.report, sasrec.report.show; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def comparison(reference: str, difference: float, noise: float) -> Comparison:
+    return Comparison(reference, 0.5, difference, difference - noise, difference + noise, 0, 0, 0)
+
+
+def test_the_choice_is_made_on_validation(folder: Path, study: Study) -> None:
+    results = load_results(study)
+    best = best_method(results)
+    assert best is not None and best.name == "lsq"
+    for variant in results.variants:
+        variant.metrics["valid_ndcg@10"] = {"ptq": 0.9}.get(variant.name, 0.1)
+    assert "choose ptq: of 2 methods it has the highest NDCG@10 on validation (0.9000)." in answer(results, study.quant)
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        (0.1, "It beats plain post-training quantization (ptq) by +20.0 % (95 % interval +18.0 % to +22.0 %)."),
+        (0.005, "cannot be told apart from it: lsq against ptq is +1.0 % (95 % interval −1.0 % to +3.0 %)."),
+        (-0.1, "it is below plain post-training quantization (ptq): −20.0 %"),
+    ],
+)  # fmt: skip
+def test_what_the_choice_gains_over_ptq(folder: Path, study: Study, difference: float, words: str) -> None:
+    loaded = load_results(study)
+    compared = {**loaded.comparisons, ("lsq", "ptq"): comparison("ptq", difference, 0.01)}
+    assert words in answer(Results(loaded.variants, compared), study.quant)
+
+
+def test_sentences_say_within_noise_only_when_it_is(folder: Path, study: Study) -> None:
+    loaded = load_results(study)
+    for difference, words in (
+        (-0.1, "That is a loss beyond noise."),
+        (0.001, "That is within noise."),
+        (0.1, "a gain beyond noise."),
+    ):
+        compared = {**loaded.comparisons, ("lsq", "control"): comparison("control", difference, 0.01)}
+        text = answer(Results(loaded.variants, compared), study.quant)
+        assert words in text
+        assert "8.0 times smaller than sasrec in full precision (80.0 kB)" in text
+
+
+def test_sequential_models_against_the_baselines(folder: Path, study: Study) -> None:
+    (sentence,) = [text for text in details(load_results(study), study.quant) if text.startswith("sasrec reaches")]
+    assert "NDCG@10 0.5667, 9.4 times that of popularity (+0.5065, 95 % interval" in sentence
+    assert "that of first-order Markov" in sentence
+
+
+def test_widths_in_words() -> None:
+    assert width_text(QuantParams(bits=4)) == "4 bits"
+    mixed = QuantParams(bits=8, weight_bits=4, embedding_bits=1)
+    assert width_text(mixed) == "4 bits for weights, 8 bits for activations and 1 bit for embeddings"
+
+
+def test_labels_are_spread_with_the_least_shift() -> None:
+    assert spread(np.array([5.0, 5.0, 20.0]), 2, 0, 30).tolist() == [4, 6, 20]
+    assert spread(np.array([1.0, 0.0]), 2, 0, 30).tolist() == [2, 0]
+    assert spread(np.array([29.0, 30.0]), 2, 0, 30).tolist() == [28, 30]
+
+
+def test_equal_sizes_stand_side_by_side() -> None:
+    assert side_by_side(np.array([1.0, 4.0, 1.0]), 0.5).tolist() == [0.75, 4, 1.25]
