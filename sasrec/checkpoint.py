@@ -60,7 +60,8 @@ def fingerprint(*parts: Any) -> str:
 
 def flatten(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split a nested state dict into its tensors and the rest, both keyed by path (for optimizer states)."""
-    tensors, rest = {}, {}
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
     for key, value in state.items():
         name = f"{prefix}{key}"
         if isinstance(value, Tensor):

@@ -321,9 +321,7 @@ class Study:
         overrides = self.per_model[name]
         for section in overrides:
             if section not in ("model", "train"):
-                raise unknown(
-                    "key", f"per_model.{name}.{section}", [f"per_model.{name}.{s}" for s in ("model", "train")]
-                )
+                raise unknown("key", f"per_model.{name}.{section}", [f"per_model.{name}.{s}" for s in ("model", "train")])
         changed = []
         for section, base in (("model", self.model), ("train", self.train)):
             override = overrides.get(section) or {}

@@ -157,6 +157,6 @@ def model_scorer(model: Any) -> Scorer:
         table = model.scoring_table.all()
 
     def scorer(histories: Tensor, users: Ints) -> Tensor:
-        return model.encode(histories, last=True).squeeze(1) @ table.T  # type: ignore[no-any-return]
+        return model.encode(histories, last=True).squeeze(1) @ table.T
 
     return scorer

@@ -114,7 +114,7 @@ def compute(
     the pairwise accuracy uses. table: gives the (items + 1, hidden) scoring table."""
     if params.loss == "cross_entropy":
         weights = table()
-        loss = ChunkedCrossEntropy.apply(states, weights, targets)  # type: ignore[no-untyped-call]
+        loss = ChunkedCrossEntropy.apply(states, weights, targets)
         with torch.no_grad():
             positive = (states * weights[targets]).sum(-1)
             negative = (states * weights[negatives[:, 0]]).sum(-1)

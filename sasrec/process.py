@@ -33,7 +33,7 @@ def set_up(threads: int, device: str) -> torch.device:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory before writing it; filling every new tensor with NaN first would cost 8 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("params.yaml: device is cuda, but no GPU is visible; set device: auto or cpu")

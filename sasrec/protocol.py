@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def flat_metrics(
     ranks: Sequence[Ranks],
     params: EvaluateParams,
     protocol: dict[str, Any],
-    sizes: dict[str, float],
+    sizes: Mapping[str, float],
     validation: float | None,
 ) -> dict[str, Any]:
     """The content of `metrics/<variant>.json`. ranks: one per seed, means are taken over them; the interval resamples

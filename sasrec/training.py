@@ -180,7 +180,7 @@ class Trainer:
             result, n = self._loss(batch, rng)
             penalty = self.extras.penalty()
             self.optimizer.zero_grad()
-            (result.loss if penalty is None else result.loss + penalty).backward()  # type: ignore[no-untyped-call]
+            (result.loss if penalty is None else result.loss + penalty).backward()
             if self.params.clip_norm:
                 nn.utils.clip_grad_norm_(self.weights, self.params.clip_norm)
             self.optimizer.step()
@@ -188,9 +188,7 @@ class Trainer:
             tokens += n
         loss, accuracy = (total / max(tokens, 1)).tolist()
         if not math.isfinite(loss):
-            raise UserError(
-                f"training diverged: the loss of epoch {epoch} is {loss}; lower train.lr or set train.clip_norm"
-            )
+            raise UserError(f"training diverged: the loss of epoch {epoch} is {loss}; lower train.lr or set train.clip_norm")
         return rate, loss, accuracy
 
     def _set_rates(self, rate: float) -> None:
@@ -254,11 +252,9 @@ class Trainer:
         table, only = self.model.scoring_table.all(), self.params.select_on
 
         def scorer(histories: Tensor, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.store.evaluated, users)] @ table.T  # type: ignore[no-any-return]
+            return states[np.searchsorted(self.store.evaluated, users)] @ table.T
 
-        ranks = evaluation.rank(
-            scorer, self.store, "validation", self.model.params.max_len, device=self.device, only=only
-        )
+        ranks = evaluation.rank(scorer, self.store, "validation", self.model.params.max_len, device=self.device, only=only)
         chosen = ranks.full if only == "full" else ranks.sampled
         return loss, accuracy, float(metrics.ndcg(chosen.astype(np.float64), 10).mean()) if len(chosen) else 0.0
 
@@ -291,6 +287,6 @@ def write_curves(path: Path, rows: list[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row.__dataclass_fields__)
     for row in rows:
-        values = [value for value in asdict(row).values()]
+        values = list(asdict(row).values())
         writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
     write_text(path, text.getvalue())

@@ -25,9 +25,7 @@ class PlainSASRec(nn.Module):
         self.item = nn.Embedding(items + 1, hidden, padding_idx=0)
         self.position = nn.Embedding(length, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.attention = nn.ModuleList(
-            nn.MultiheadAttention(hidden, 1, dropout, batch_first=True) for _ in range(blocks)
-        )
+        self.attention = nn.ModuleList(nn.MultiheadAttention(hidden, 1, dropout, batch_first=True) for _ in range(blocks))
         self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.outer = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden, eps=1e-8) for _ in range(2 * blocks + 1))
@@ -43,12 +41,10 @@ class PlainSASRec(nn.Module):
             x = x + attention(query, query, query, attn_mask=future, need_weights=False)[0]
             hidden = self.dropout(F.relu(self.inner[i](self.norms[2 * i + 1](x))))
             x = (x + self.dropout(self.outer[i](hidden))) * real
-        return self.norms[-1](x)  # type: ignore[no-any-return]
+        return self.norms[-1](x)
 
 
-def epoch(
-    model: PlainSASRec, optimizer: torch.optim.Optimizer, sequences: list[list[int]], items: int, length: int
-) -> None:
+def epoch(model: PlainSASRec, optimizer: torch.optim.Optimizer, sequences: list[list[int]], items: int, length: int) -> None:
     """One pass over the users in batches of 128, their last `length` items, binary cross-entropy."""
     order = list(range(len(sequences)))
     random.shuffle(order)
@@ -75,13 +71,11 @@ def epoch(
         real = torch.from_numpy(positives != 0)
         loss = (F.softplus(-positive[real]) + F.softplus(negative_scores[real])).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 
-def compare(
-    store: object, threads: int = 1, length: int = 50, hidden: int = 50, rounds: int = 5
-) -> tuple[float, float]:
+def compare(store: object, threads: int = 1, length: int = 50, hidden: int = 50, rounds: int = 5) -> tuple[float, float]:
     """Median seconds of an epoch at dropout 0.2: of this file's loop, and of sasrec.training, taken in turn."""
     from sasrec.config import ModelParams, TrainParams
     from sasrec.models.sasrec import SASRec

@@ -129,6 +129,4 @@ def format_of(params: DatasetParams, file: str) -> str:
         return by_name[0]
     if ending(file) in ENDINGS:
         return ENDINGS[ending(file)]
-    raise UserError(
-        f"{file}: the format cannot be told from the name; set dataset.format to one of {', '.join(FORMATS)}"
-    )
+    raise UserError(f"{file}: the format cannot be told from the name; set dataset.format to one of {', '.join(FORMATS)}")

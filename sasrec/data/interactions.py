@@ -71,9 +71,7 @@ def build(table: Table, params: PrepareParams) -> Interactions:
         dropped["min_rating"] = _difference(rows, left)
         if not len(left.users):
             highest = float(rows.ratings.max())
-            raise UserError(
-                f"no rating reaches prepare.min_rating = {params.min_rating}: the highest is {highest:g}; lower it"
-            )
+            raise UserError(f"no rating reaches prepare.min_rating = {params.min_rating}: the highest is {highest:g}; lower it")
         rows = left
     if params.duplicates != "keep":
         left = rows.keep(_one_of_each(rows.pairs(len(table.item_ids)), params.duplicates))
@@ -170,9 +168,7 @@ def _below(codes: Array, least: int) -> int:
 
 
 def _difference(before: _Rows, after: _Rows) -> dict[str, int]:
-    return {
-        name: a - b for name, a, b in zip(("rows", "users", "items"), before.distinct(), after.distinct(), strict=True)
-    }
+    return {name: a - b for name, a, b in zip(("rows", "users", "items"), before.distinct(), after.distinct(), strict=True)}
 
 
 def _refuse_nothing(before: _Rows, left: _Rows, params: PrepareParams) -> None:
@@ -189,9 +185,7 @@ def _refuse_nothing(before: _Rows, left: _Rows, params: PrepareParams) -> None:
             f"({params.filter}): {seen}; {advice}"
         )
     if np.bincount(left.users).max() < EVALUABLE:
-        raise UserError(
-            f"no user has the {EVALUABLE} interactions that evaluation needs after filtering: {seen}; {advice}"
-        )
+        raise UserError(f"no user has the {EVALUABLE} interactions that evaluation needs after filtering: {seen}; {advice}")
     if _distinct(left.items) < 2:
         raise UserError(f"only one item is left after filtering: {seen}; {advice}")
 
@@ -220,9 +214,7 @@ def _renumber(rows: _Rows, stats: dict[str, Any]) -> Interactions:
         "ties_kept": ties,
         "last_two_tie": int((tied[offsets[1:] - 1] & evaluated).sum()),
     }
-    return Interactions(
-        new[rows.items], offsets, rows.timestamps, rows.ratings, user_codes, item_codes, summary | stats
-    )
+    return Interactions(new[rows.items], offsets, rows.timestamps, rows.ratings, user_codes, item_codes, summary | stats)
 
 
 def _quantiles(lengths: Array) -> dict[str, float]:

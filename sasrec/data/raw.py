@@ -33,9 +33,7 @@ def fetch(params: DatasetParams, simulated: SampleParams, raw: Path, downloads: 
             sample.write(folder, simulated.users, simulated.items, simulated.seed)
             file = "ratings.dat"
             digest = sha256(folder / file)
-            return _finish(
-                folder, Source("sample", "movielens-dat", file, ["movies.dat"], file, digest, False, entry.times)
-            )
+            return _finish(folder, Source("sample", "movielens-dat", file, ["movies.dat"], file, digest, False, entry.times))
     if local:
         path = _local(params.path)
         digest = sha256(path)
@@ -145,9 +143,7 @@ def _main_member(path: Path, members: list[str], params: DatasetParams) -> str:
     usual = {name for key, known in catalogue.FORMATS.items() if wanted in (None, key) for name in known.main}
     found = [member for member in members if PurePosixPath(member).name in usual]
     if not found:
-        found = [
-            m for m in members if catalogue.ending(m) in catalogue.ENDINGS and not PurePosixPath(m).name.startswith(".")
-        ]
+        found = [m for m in members if catalogue.ending(m) in catalogue.ENDINGS and not PurePosixPath(m).name.startswith(".")]
         found = [m for m in found if "__MACOSX" not in m and not PurePosixPath(m).name.lower().startswith("readme")]
     if len(found) != 1:
         listed = ", ".join(members[:10]) or "nothing"

@@ -126,9 +126,7 @@ def write(folder: Path, users: int, items: int, seed: int) -> None:
     with open(folder / "ratings.dat", "w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{u}::{i}::{r}::{t}\n" for u, i, r, t in rows)
     with open(folder / "movies.dat", "w", encoding="utf-8", newline="\n") as file:
-        for raw_id, series, episode in zip(
-            the.raw_ids.tolist(), the.series.tolist(), the.episode.tolist(), strict=True
-        ):
+        for raw_id, series, episode in zip(the.raw_ids.tolist(), the.series.tolist(), the.episode.tolist(), strict=True):
             number = series // (len(FIRST) * len(SECOND))
             title = f"{FIRST[series % len(FIRST)]} {SECOND[series // len(FIRST) % len(SECOND)]}"
             title += f" {number + 1}" if number else ""

@@ -130,8 +130,7 @@ def read_catalogue(path: Path | str) -> list[tuple[str, str, tuple[str, ...]]]:
         rows = csv.reader(file)
         next(rows)
         return [
-            (original, title, tuple(categories.split("|")) if categories else ())
-            for _, original, title, categories in rows
+            (original, title, tuple(categories.split("|")) if categories else ()) for _, original, title, categories in rows
         ]
 
 

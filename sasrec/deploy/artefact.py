@@ -104,17 +104,13 @@ def load(folder: Path) -> tuple[SASRec, dict[str, Any]]:
         scale = stored[f"{name}/scale"]
         low = entry.get("lowest", 0)
         uniform = torch.arange(low, low + entry["levels"], dtype=torch.float32)
-        grid = Grid(
-            entry["bits"], stored.get(f"{name}/levels", uniform), scale, stored.get(f"{name}/shift", torch.zeros(()))
-        )
+        grid = Grid(entry["bits"], stored.get(f"{name}/levels", uniform), scale, stored.get(f"{name}/shift", torch.zeros(())))
         codes = None
         if "shape" in entry:
             codes = torch.from_numpy(unpack(stored[name].numpy(), grid.bits, tuple(entry["shape"])))
         frozen[name] = FrozenTensor(grid, codes)
     plain = {name: tensor for name, tensor in stored.items() if "/" not in name and name not in frozen}
-    model.load_state_dict(
-        {**{name: model.state_dict()[name] for name in frozen if frozen[name].codes is not None}, **plain}
-    )
+    model.load_state_dict({**{name: model.state_dict()[name] for name in frozen if frozen[name].codes is not None}, **plain})
     thaw(model, frozen)
     return model.eval(), manifest
 
@@ -129,9 +125,7 @@ def sizes(folder: Path) -> Sizes:
     for name, tap in taps(model).items():
         if tap.kind == "activation":
             continue
-        took[tap.kind] += sum(
-            tensor.nbytes for key, tensor in stored.items() if key == name or key.startswith(f"{name}/")
-        )
+        took[tap.kind] += sum(tensor.nbytes for key, tensor in stored.items() if key == name or key.startswith(f"{name}/"))
         count = tap.rows * tap.features
         elements += count
         width += count * (manifest["tensors"][name]["bits"] if name in manifest["tensors"] else 32)

@@ -59,9 +59,7 @@ class Attention(nn.Module):
         self.context_tap = Tap("activation", hidden) if params.attention_output else None
         self.output = Linear(hidden, hidden) if params.attention_output else None
 
-    def forward(
-        self, queries: Tensor, keys: Tensor, bias: Tensor, mask: Tensor | None, query_mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, bias: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
         """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
         bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
         tokens. Returns (batch, n, hidden)."""
@@ -77,11 +75,9 @@ class Attention(nn.Module):
             drop = None
             if self.training and self.rate:
                 drop = dropout_mask(query.new_empty(()).expand(len(query), query.shape[1], key.shape[1]), self.rate)
-            context = WeightedSum.apply(query, key, value, bias, drop)  # type: ignore[no-untyped-call]
+            context = WeightedSum.apply(query, key, value, bias, drop)
         else:
-            scores = torch.baddbmm(
-                bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5
-            )
+            scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
             weights = self.weights_tap(scores.softmax(-1), mask=query_heads)
             context = dropout(weights, self.rate, self.training) @ value
         context = self._join(context)

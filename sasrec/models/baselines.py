@@ -55,11 +55,7 @@ class Markov:
         last = histories[:, -1].numpy()
         lengths = self.starts[last + 1] - self.starts[last]
         rows = np.repeat(np.arange(len(last)), lengths)
-        at = (
-            np.repeat(self.starts[last], lengths)
-            + np.arange(len(rows))
-            - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        )
+        at = np.repeat(self.starts[last], lengths) + np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         scores[torch.from_numpy(rows), torch.from_numpy(self.followers[at].astype(np.int64))] += torch.from_numpy(
             self.counts[at].astype(np.float64)
         )

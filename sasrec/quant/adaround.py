@@ -162,9 +162,7 @@ def inputs_of(model: nn.Module, names: list[str], histories: list[Tensor]) -> di
         found.setdefault(name, []).append((x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)).detach())
 
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda module, arguments, name=name: keep(name, arguments[0])
-        )
+        model.get_submodule(name).register_forward_pre_hook(lambda module, arguments, name=name: keep(name, arguments[0]))
         for name in names
     ]
     try:

@@ -139,8 +139,8 @@ class APoT(Quantizer):
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         mean, sigma = self._moments(x)
         alpha = self.of_rows(self.log_alpha.exp(), rows)
-        quantized = ReparameterizedClip.apply(x.float(), alpha, sigma, mean, self.table, self.low, self.high)  # type: ignore[no-untyped-call]
-        return quantized.to(x.dtype)  # type: ignore[no-any-return]
+        quantized = ReparameterizedClip.apply(x.float(), alpha, sigma, mean, self.table, self.low, self.high)
+        return quantized.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         mean, sigma = self._moments(torch.zeros(()) if values is None else values)

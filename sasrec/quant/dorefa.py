@@ -18,9 +18,7 @@ TRAINS = True
 
 @dataclass(frozen=True)
 class Options:
-    grid: Literal["zero", "paper"] = (
-        "zero"  # of the weights: 2^b - 1 levels with 0 among them, or the paper's 2^b without
-    )
+    grid: Literal["zero", "paper"] = "zero"  # of the weights: 2^b - 1 levels with 0 among them, or the paper's 2^b without
     gradient_bits: int | None = None  # of the gradients of activations; null: not quantized
 
     def __post_init__(self) -> None:
@@ -82,7 +80,7 @@ class BoundedActivation(FixedScale):
             return quantized
         if self.generator is None:
             self.start_epoch(0, 1, 0)
-        return QuantizedGradient.apply(quantized, mask, self.gradient_bits, self.generator)  # type: ignore[no-any-return,no-untyped-call]
+        return QuantizedGradient.apply(quantized, mask, self.gradient_bits, self.generator)
 
 
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:

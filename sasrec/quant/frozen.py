@@ -51,7 +51,8 @@ def thaw(model: nn.Module, frozen: dict[str, FrozenTensor]) -> None:
 
 def to_tensors(frozen: dict[str, FrozenTensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors named <place>/codes, /levels, /scale, /shift, and the width of each place, for a checkpoint."""
-    result, bits = {}, {}
+    result: dict[str, Tensor] = {}
+    bits: dict[str, Any] = {}
     for name, item in frozen.items():
         bits[name] = item.grid.bits
         result |= {

@@ -71,8 +71,8 @@ class LSQ(Quantizer):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         step = self.of_rows(self.log_step.exp(), rows)
-        quantized = LearnedStep.apply(x.float(), step, self.low, self.high, self.gradient_scale)  # type: ignore[no-untyped-call]
-        return quantized.to(x.dtype)  # type: ignore[no-any-return]
+        quantized = LearnedStep.apply(x.float(), step, self.low, self.high, self.gradient_scale)
+        return quantized.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         return Grid.uniform(self.bits, self.low, self.high, self.log_step.detach().exp())

@@ -73,7 +73,7 @@ class PACT(Quantizer):
         return self.decay * self.log_alpha.exp().square()
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return LearnedClip.apply(x.float(), self.log_alpha.exp(), self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+        return LearnedClip.apply(x.float(), self.log_alpha.exp(), self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         return Grid.uniform(self.bits, self.low, self.high, self.log_alpha.detach().exp() / self.high)
@@ -120,7 +120,7 @@ class SawbWeight(Quantizer):
         return clip.clamp_min(SMALLEST_SCALE) / self.high
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return RoundThrough.apply(x.float(), self._scale(x), self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+        return RoundThrough.apply(x.float(), self._scale(x), self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None

@@ -86,7 +86,7 @@ class STE(Quantizer):
         if self.training and self.observing and self.place.kind == "activation":
             self._observe(values.detach(), mask)
         scale = self._scale(values.detach(), rows)
-        return RoundThrough.apply(values, scale, self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+        return RoundThrough.apply(values, scale, self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         scale = self._scale(torch.zeros(()) if values is None else values.detach().float(), None)

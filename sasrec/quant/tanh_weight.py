@@ -61,7 +61,7 @@ class TanhWeight(Quantizer):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         scale, shift = self._scale_and_shift(x)
-        return TanhRound.apply(x.float(), scale, shift, self.low, self.high).to(x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+        return TanhRound.apply(x.float(), scale, shift, self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None

@@ -67,9 +67,7 @@ def _interval(axes: Axes, x: float, y: float, *, across: tuple[float, float], ve
 
 def _dot(axes: Axes, x: float, y: float, kind: Kind, filled: bool = True) -> None:
     colour = COLOURS[kind]
-    axes.plot(
-        [x], [y], MARKERS[kind], color=colour, markerfacecolor=colour if filled else "white", markersize=6.5, zorder=3
-    )
+    axes.plot([x], [y], MARKERS[kind], color=colour, markerfacecolor=colour if filled else "white", markersize=6.5, zorder=3)
 
 
 def _names_down(axes: Axes, names: Sequence[str]) -> None:
@@ -126,9 +124,7 @@ def _differences(axes: Axes, variants: Sequence[Variant], results: Results) -> N
     for i, variant in enumerate(variants):
         comparison = results.own(variant)
         assert comparison is not None
-        low, value, high = (
-            comparison.percent(x) or 0.0 for x in (comparison.low, comparison.difference, comparison.high)
-        )
+        low, value, high = (comparison.percent(x) or 0.0 for x in (comparison.low, comparison.difference, comparison.high))
         _interval(axes, value, i, across=(low, high), vertical=False, colour=COLOURS[variant.kind])
         _dot(axes, value, i, variant.kind, filled=comparison.verdict != "within noise")
         labels.append(f"{variant.name} − {variant.reference}")
@@ -158,9 +154,7 @@ def size(results: Results) -> Figure:
     axes.set_ylabel("NDCG@10, 95 % interval")
     axes.set_xlabel("bytes, logarithmic; equal sizes side by side")
     axes.xaxis.set_major_locator(_size_ticks(*axes.get_xlim()))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " "))
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes, variants)
     _label_points(figure, axes, x, variants)
@@ -215,9 +209,7 @@ def curves(runs: dict[str, list[Curve]], results: Results) -> Figure:
             loss.plot(run.epochs, _gaps(run.train_loss), color=BLUE, label="training loss" if label else None)
             loss.plot(run.epochs, _gaps(run.validation_loss), color=ORANGE, linestyle="--",
                       label="validation loss" if label else None)  # fmt: skip
-            ndcg.plot(
-                run.epochs, _gaps(run.validation_ndcg), color=GREEN, label="validation NDCG@10" if label else None
-            )
+            ndcg.plot(run.epochs, _gaps(run.validation_ndcg), color=GREEN, label="validation NDCG@10" if label else None)
         loss.set_title(name)
         variant = results.get(name)
         # Fine-tuned variants share a scale, so that their heights compare.

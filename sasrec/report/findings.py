@@ -35,8 +35,7 @@ def _listed(words: Sequence[str]) -> str:
 def change_text(comparison: Comparison) -> str:
     """-1.2 % (95 % interval -2.0 % to -0.4 %)"""
     change, low, high = (
-        percent_text(comparison.percent(value), MINUS)
-        for value in (comparison.difference, comparison.low, comparison.high)
+        percent_text(comparison.percent(value), MINUS) for value in (comparison.difference, comparison.low, comparison.high)
     )
     return f"{change} (95 % interval {low} to {high})"
 
@@ -121,8 +120,7 @@ def _methods(results: Results) -> str:
         sentences.append(f"Of the methods that train, {'; '.join(parts)}.")
     if "worse" in groups:
         sentences.append(
-            "A method that trains and still ends below ptq at the same width points to a mistake or to too little "
-            "training."
+            "A method that trains and still ends below ptq at the same width points to a mistake or to too little training."
         )
     return " ".join(sentences)
 

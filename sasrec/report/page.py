@@ -169,9 +169,7 @@ def _text(text: str) -> str:
 
 def _data(stats: Mapping[str, Any], results: Results, quant: QuantParams) -> str:
     length = stats.get("length")
-    median = (
-        f", {length['median']:g} a user in the median" if isinstance(length, Mapping) and "median" in length else ""
-    )
+    median = f", {length['median']:g} a user in the median" if isinstance(length, Mapping) and "median" in length else ""
     return (
         f"{stats['users']:,} users, {stats['items']:,} items, {stats['interactions']:,} interactions{median}. "
         f"{results.variants[-1].metrics['users']:,} users evaluated. Quantized: {quant.model}, at {width_text(quant)}."
@@ -282,7 +280,5 @@ def _card(variant: Variant) -> str:
 def _plain(value: Any) -> str:
     """A value of the card in words: mappings as `key value` pairs."""
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{str(key).replace('_', ' ')} {_plain(inner)}" for key, inner in value.items() if inner is not None
-        )
+        return ", ".join(f"{str(key).replace('_', ' ')} {_plain(inner)}" for key, inner in value.items() if inner is not None)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

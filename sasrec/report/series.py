@@ -58,9 +58,7 @@ def _whole(path: Path, column: list[float | None], name: str) -> list[float]:
     return [value for value in column if value is not None]
 
 
-def load_curves(
-    names: Sequence[str], seeds: Sequence[int], folder: Path = Path("plots/curves")
-) -> dict[str, list[Curve]]:
+def load_curves(names: Sequence[str], seeds: Sequence[int], folder: Path = Path("plots/curves")) -> dict[str, list[Curve]]:
     """The runs of each variant, one a seed; variants that were not trained, with at most one row, are left out."""
     curves: dict[str, list[Curve]] = {}
     for name in names:

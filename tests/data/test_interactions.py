@@ -32,9 +32,7 @@ def named(source: Table, built: Interactions) -> dict[str, str]:
     names = [source.item_ids[code] for code in built.item_codes]
     users = [source.user_ids[code] for code in built.user_codes]
     ends = built.offsets.tolist()
-    return {
-        user: "".join(names[item - 1] for item in built.items[ends[u] : ends[u + 1]]) for u, user in enumerate(users)
-    }
+    return {user: "".join(names[item - 1] for item in built.items[ends[u] : ends[u + 1]]) for u, user in enumerate(users)}
 
 
 def sequence(user: str, items: str, start: int = 0) -> list[tuple[str, str, int, float]]:

@@ -96,9 +96,7 @@ def test_levels_of_a_weight(build: Build, method: str, options: dict[str, Any], 
 
 @cases
 @every_kind
-def test_live_and_frozen_agree_and_are_idempotent(
-    build: Build, method: str, options: dict[str, Any], kind: str
-) -> None:
+def test_live_and_frozen_agree_and_are_idempotent(build: Build, method: str, options: dict[str, Any], kind: str) -> None:
     values = shape(torch.randn(8, 24), kind)
     for bits in widths(options):
         quantizer = build(method, bits, kind, values=values, **options).eval()
@@ -191,11 +189,7 @@ def test_gradient_passes_the_rounding_and_stops_at_the_clip(
         return
     scaled = (values - grid.shift) / grid.scale
     # Fixed ranges let pass what rounds to their ends, learned ones stop at the ends.
-    reach = (
-        0.5
-        if quantizer.__class__.__name__ in ("FixedScale", "AdaRound", "STE", "SawbWeight", "BoundedActivation")
-        else 0.0
-    )
+    reach = 0.5 if quantizer.__class__.__name__ in ("FixedScale", "AdaRound", "STE", "SawbWeight", "BoundedActivation") else 0.0
     inside = (scaled > grid.levels[0] - reach) & (scaled < grid.levels[-1] + reach)
     assert torch.equal(x.grad, 3.0 * inside)
     if bits == 2 and "range" not in options and options.get("start") != "paper":

@@ -50,14 +50,10 @@ def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None)
     validation = {"ptq": 0.3, "lsq": 0.4}.get(name, 0.5)
     write_json(f"metrics/{name}.json", protocol.flat_metrics(results, EVALUATE, protocol_card, size, validation))
     protocol.write_ranks(Path("data/evaluated", name), results, seeds, protocol_card)
-    rows = [
-        Row(epoch, 0.001, None if epoch == 0 else 2.0, 2.5 - epoch / 9, None, 0.5, 0.1 * epoch) for epoch in range(4)
-    ]
+    rows = [Row(epoch, 0.001, None if epoch == 0 else 2.0, 2.5 - epoch / 9, None, 0.5, 0.1 * epoch) for epoch in range(4)]
     for seed in seeds:
         write_curves(Path(f"plots/curves/{name}-{seed}.csv"), rows[:1] if name == "ptq" else rows)
-    write_text(
-        f"plots/benchmark/{name}.csv", "batch,encode_ms,score_ms,sequences_per_second\n1,1.5,0.2,588\n32,4,1,6400\n"
-    )
+    write_text(f"plots/benchmark/{name}.csv", "batch,encode_ms,score_ms,sequences_per_second\n1,1.5,0.2,588\n32,4,1,6400\n")
 
 
 @pytest.fixture

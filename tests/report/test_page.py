@@ -48,9 +48,7 @@ def page(folder: Path, study: Study) -> str:
 def test_the_page_needs_nothing_else(page: str) -> None:
     elements = Reader(page).elements
     assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object"}
-    addresses = [
-        value or "" for _, attributes in elements for key, value in attributes.items() if key in ("src", "href")
-    ]
+    addresses = [value or "" for _, attributes in elements for key, value in attributes.items() if key in ("src", "href")]
     assert len(addresses) == 4 and all(value.startswith("data:image/png;base64,") for value in addresses)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "url(" not in page
 

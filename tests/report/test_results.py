@@ -102,9 +102,7 @@ def test_damaged_files_are_named(folder: Path, study: Study) -> None:
 
 def test_different_protocols_do_not_compare(folder: Path, study: Study, writer: Callable[..., None]) -> None:
     writer("ptq", card="another")
-    with pytest.raises(
-        UserError, match="metrics/ptq.json and metrics/lsq.json were measured under different protocols"
-    ):
+    with pytest.raises(UserError, match="metrics/ptq.json and metrics/lsq.json were measured under different protocols"):
         load_results(study)
 
 
