@@ -24,6 +24,9 @@ TRAINS = False
 ZETA, GAMMA = 1.1, -0.1
 # Annealing of the regulariser's exponent, equation 24, after a share of the iterations without regulariser.
 BETA_START, BETA_END, WARM_START = 20.0, 2.0, 0.2
+# What nearest rounding's output error counts as, per weight, beside a regulariser of 0.01 per weight. At ten times as much
+# half of the weights are undecided at the end, and making them hard undoes what was learned.
+NEAREST_COST = 1e-3
 # Layers whose output goes through a ReLU before anything else sees it.
 RECTIFIED = "feed_forward.inner"
 # The name of the final states, which are the inputs of the scoring table.
@@ -131,11 +134,11 @@ def learn_rounding(
         return (activation(nn.functional.linear(inputs[chosen], rounded, bias)) - wanted).square().sum(1).mean()
 
     with torch.no_grad():
-        # Errors in units of what nearest rounding costs per weight: lambda then means the same in every layer.
+        # Errors relative to nearest rounding's: lambda then means the same in every layer.
         nearest = scaled.round().clamp(low, high) * scale
         some = torch.arange(min(len(inputs), 1024), device=weight.device)
-        unit = error(nearest, some).clamp_min(1e-20) / weight.numel()
-        own_unit = (nearest - weight).square().sum().clamp_min(1e-20) / weight.numel()
+        unit = error(nearest, some).clamp_min(1e-20) / (NEAREST_COST * weight.numel())
+        own_unit = (nearest - weight).square().sum().clamp_min(1e-20) / (NEAREST_COST * weight.numel())
     for i in range(options.iterations):
         h = rectified_sigmoid(v)
         chosen = torch.randint(len(inputs), (options.positions,), generator=generator).to(weight.device)

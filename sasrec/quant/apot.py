@@ -70,20 +70,21 @@ class ReparameterizedClip(torch.autograd.Function):
     ) -> Tensor:
         scale = alpha / high * sigma
         scaled = x / scale if shift is None else (x - shift) / scale
-        level = project(scaled, table, low, high)
-        ctx.save_for_backward(scaled, level, alpha, sigma)
+        quantized = project(scaled, table, low, high).mul_(scale)
+        ctx.save_for_backward(scaled, quantized, alpha, sigma, shift)
         ctx.low, ctx.high = low, high
-        quantized = level * scale
-        return quantized if shift is None else quantized.add_(shift)
+        return quantized if shift is None else quantized.add_(shift)  # the same tensor, saved above
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        scaled, level, alpha, sigma = ctx.saved_tensors
-        # Straight through the projection; the clip lets nothing through at its ends and beyond.
-        to_x = inside(gradient, scaled, ctx.low, ctx.high)
-        # d/dalpha: sign(x) beyond the clip, where `level` is that end; q - x / alpha inside.
-        to_alpha = (inner(gradient, level, alpha) - inner(to_x, scaled, alpha)) / ctx.high * sigma
+        scaled, quantized, alpha, sigma, shift = ctx.saved_tensors
+        centred = quantized if shift is None else quantized - shift
+        # Straight through the projection; the clip lets nothing through beyond its ends. (They themselves are inside, and
+        # a quotient of two floats may pass them by its rounding.)
+        to_x = inside(gradient, scaled, ctx.low * (1 + 1e-6), ctx.high * (1 + 1e-6))
+        # d/dalpha: sign(x) beyond the clip, where q is that end; q - x / alpha inside.
+        to_alpha = inner(gradient, centred, alpha) / alpha - inner(to_x, scaled, alpha) / ctx.high * sigma
         return to_x, to_alpha, None, None, None, None, None
 
 

@@ -21,10 +21,10 @@ def nearest_table(levels: Tensor) -> Tensor:
 def nearest(v: Tensor, table: Tensor, low: int) -> Tensor:
     """What `table` holds for the level nearest to each v (the upper one half-way), of v's shape.
 
-    A look-up by floor(2 v): thirty times faster than a binary search (`torch.bucketize`), and exact, because a product
-    with 2 is. table: `nearest_table`, or anything indexed by it. low: the lowest level.
+    A look-up by floor(2 (v - low)), thirty times faster than a binary search (`torch.bucketize`). table: `nearest_table`,
+    or anything indexed by it. low: the lowest level.
     """
-    halves = (v * 2).floor_().clamp_(2 * low, 2 * low + len(table) - 1).sub_(2 * low)
+    halves = torch.add(v.new_tensor(-2.0 * low), v, alpha=2).clamp_(0, len(table) - 1)
     return table.index_select(0, halves.int().flatten()).view(v.shape)
 
 

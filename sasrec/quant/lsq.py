@@ -32,19 +32,19 @@ class LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
         scaled = v / step
-        rounded = scaled.round().clamp_(low, high)
-        ctx.save_for_backward(scaled, rounded, step)
+        quantized = scaled.round().clamp_(low, high).mul_(step)
+        ctx.save_for_backward(scaled, quantized, step)
         ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
-        return rounded * step
+        return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (gradient,) = gradients
-        scaled, rounded, step = ctx.saved_tensors
+        scaled, quantized, step = ctx.saved_tensors
         # Equation 5. d/dv: 1 inside, 0 at the ends of the grid and beyond.
         to_v = inside(gradient, scaled, ctx.low, ctx.high)
-        # Equation 3. d/ds: round(v/s) - v/s inside; -Qn or Qp at the ends and beyond, where `rounded` is that end.
-        to_step = inner(gradient, rounded, step) - inner(to_v, scaled, step)
+        # Equation 3. d/ds: round(v/s) - v/s inside; -Qn or Qp at the ends and beyond, where quantized / s is that end.
+        to_step = inner(gradient, quantized, step) / step - inner(to_v, scaled, step)
         return to_v, to_step * ctx.gradient_scale, None, None, None
 
 

@@ -39,20 +39,21 @@ class LearnedClip(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
         scale = alpha / high
         scaled = x / scale
-        rounded = scaled.round().clamp_(low, high)
-        ctx.save_for_backward(scaled, rounded, alpha)
+        quantized = scaled.round().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(scaled, quantized, alpha)
         ctx.low, ctx.high = low, high
-        return rounded * scale
+        return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
-        scaled, rounded, alpha = ctx.saved_tensors
-        # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends and beyond.
-        to_x = inside(gradient, scaled, ctx.low, ctx.high)
+        scaled, quantized, alpha = ctx.saved_tensors
+        # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends (which a quotient of two floats may miss by
+        # its rounding) and beyond.
+        to_x = inside(gradient, scaled, ctx.low * (1 - 1e-6), ctx.high * (1 - 1e-6))
         # Equation 3. d/dalpha: 0 inside, without LSQ's residual of the rounding; 1 at alpha and beyond, -1 at -alpha and
-        # beyond, 0 at and under the fixed end 0: which is rounded / high at each of them.
-        to_alpha = inner(gradient - to_x, rounded, alpha) / ctx.high
+        # beyond, 0 at and under the fixed end 0: which is quantized / alpha at each of them.
+        to_alpha = inner(gradient - to_x, quantized, alpha) / alpha
         return to_x, to_alpha, None, None
 
 

@@ -164,8 +164,8 @@ def mse_scale(values: Tensor, low: int, high: int, per_row: bool) -> Tensor:
 def least_squares(x: Tensor, widest: Tensor, nearest: Callable[[Tensor], Tensor], candidates: int = 50) -> Tensor:
     """Scales s of rows with the least sum (s nearest(x / s) - x)^2. x: (rows, n); widest, result: (rows, 1).
 
-    Tries s = widest 0.9^i (down to 1/200: outliers), then improves the best by turns: s = sum x q / sum q^2 is the best
-    for the levels q = nearest(x / s), and those are the best for s. Never worse than `widest`.
+    Tries s = widest 0.9^i (down to 1/200: outliers), then steps of 2 % about the best, then improves it by turns: s = sum
+    x q / sum q^2 is the best for the levels q = nearest(x / s), and those are the best for s. Never worse than `widest`.
     """
     rows_at_once = max(1, 2**18 // x.shape[1])  # what is tried 50 times stays in the cache
     if len(x) > rows_at_once:
@@ -178,16 +178,22 @@ def least_squares(x: Tensor, widest: Tensor, nearest: Callable[[Tensor], Tensor]
 
     best = widest.clone()
     best_levels, best_error = levels_and_error(best)
-    for i in range(1, candidates + 4):
-        if i < candidates:
-            scale = widest * 0.9**i
-        else:
-            scale = (x * best_levels).sum(1, keepdim=True) / best_levels.square().sum(1, keepdim=True).clamp_min(1)
-            scale = scale.where(scale > 0, best)
+
+    def keep_better(scale: Tensor) -> None:
+        nonlocal best, best_levels, best_error
         levels, error = levels_and_error(scale)
         better = error < best_error
         best, best_error = scale.where(better, best), error.where(better, best_error)
         best_levels = levels.where(better, best_levels)
+
+    for i in range(1, candidates):
+        keep_better(widest * 0.9**i)
+    coarse = best
+    for percent in (92, 94, 96, 98, 102, 104, 106, 108):
+        keep_better(coarse * (percent / 100))
+    for _ in range(2):
+        scale = (x * best_levels).sum(1, keepdim=True) / best_levels.square().sum(1, keepdim=True).clamp_min(1)
+        keep_better(scale.where(scale > 0, best))
     return best.clamp_min(SMALLEST_SCALE)
 
 

@@ -130,7 +130,7 @@ def _differences(axes: Axes, variants: Sequence[Variant], results: Results) -> N
         labels.append(f"{variant.name} − {variant.reference}")
     _names_down(axes, labels)
     axes.set_title("Difference from the reference, user by user")
-    axes.set_xlabel("% of its NDCG@10, 95 % interval; hollow: within noise", fontsize=10)
+    axes.set_xlabel("% of the reference, 95 % interval; hollow: within noise", fontsize=10)
 
 
 def size(results: Results) -> Figure:

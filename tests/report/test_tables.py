@@ -23,8 +23,15 @@ lsq            4  10.0 kB   0.6262  0.3262..0.9262  0.8000   0.7262   +4.4 %  co
 
 def row(
     name: str, bits: int, size: int, ndcg: float, low: float, high: float, hr: float, sampled: float, **more: object
-) -> dict:
-    values = {"name": name, "bits": bits, "bytes": size, "ndcg@10": ndcg, "ndcg@10_low": low, "ndcg@10_high": high}
+) -> dict[str, object]:
+    values: dict[str, object] = {
+        "name": name,
+        "bits": bits,
+        "bytes": size,
+        "ndcg@10": ndcg,
+        "ndcg@10_low": low,
+        "ndcg@10_high": high,
+    }
     return {**values, "hr@10": hr, "sampled_ndcg@10": sampled, **more}
 
 

@@ -1,0 +1,158 @@
+"""AdaRound beside the paper: equations 21 to 25, and that it does what it is for."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sasrec.models.sasrec import SASRec
+from sasrec.models.taps import Linear, Place, Table
+from sasrec.quant import attach
+from sasrec.quant.adaround import (
+    RECTIFIED,
+    STATES,
+    AdaRound,
+    Options,
+    exponent,
+    inputs_of,
+    learn_rounding,
+    reconstruct,
+    rectified_sigmoid,
+    regularization,
+    starting_point,
+)
+from sasrec.quant.quantizer import Quantizer
+
+OPTIONS = Options(iterations=300)
+
+
+def test_starts_at_the_fraction() -> None:
+    fraction = torch.rand(1000)
+    torch.testing.assert_close(rectified_sigmoid(starting_point(fraction)), fraction)
+    assert rectified_sigmoid(torch.tensor([-4.0, 0.0, 4.0])).tolist() == [0, 0.5, 1]
+
+
+def test_regulariser() -> None:
+    h = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    assert float(regularization(h, 2.0)) == pytest.approx(0.75 + 1)
+    assert float(regularization(h, 20.0)) == pytest.approx(2, abs=1e-5)
+
+
+def test_annealing() -> None:
+    """A warm start of a fifth without regulariser, then 20 to 2 by half a cosine."""
+    assert exponent(0.0) is None and exponent(0.19) is None
+    assert [exponent(0.2), exponent(0.6), exponent(1.0)] == pytest.approx([20, 11, 2])
+
+
+def layer(bits: int = 4) -> tuple[AdaRound, Tensor, Tensor]:
+    """A layer of 16 x 24 and correlated inputs, with which rounding to the nearest is far from the best."""
+    weight = torch.randn(16, 24)
+    inputs = torch.randn(600, 6) @ torch.randn(6, 24)
+    quantizer = AdaRound(Place("x", "weight", True, 24, 16), bits, True)
+    quantizer.initialize(weight)
+    return quantizer, weight, inputs
+
+
+def learned(quantizer: AdaRound, weight: Tensor, inputs: Tensor, options: Options = OPTIONS) -> Tensor:
+    return learn_rounding(weight, None, quantizer, inputs, inputs, options, torch.Generator().manual_seed(0))
+
+
+def test_annealing_ends_at_hard_choices() -> None:
+    """Without the regulariser h stays between; with it nearly every h has become 0 or 1 when rounding is made hard."""
+    h = learned(*layer())
+    assert float(((h > 0.05) & (h < 0.95)).float().mean()) < 0.02
+    free = learned(*layer(), Options(iterations=300, regularizer=0.0))
+    assert float(((free > 0.05) & (free < 0.95)).float().mean()) > 0.2
+
+
+def test_rounds_up_or_down_and_no_further() -> None:
+    quantizer, weight, inputs = layer()
+    quantizer.choose(weight, learned(quantizer, weight, inputs) >= 0.5)
+    rounded = (quantizer(weight) / quantizer.scale).round()
+    inside = (weight / quantizer.scale > -8) & (weight / quantizer.scale < 7)
+    assert ((rounded - weight / quantizer.scale).abs()[inside] < 1).all()
+    assert rounded.min() >= -8 and rounded.max() <= 7
+    assert not torch.equal(rounded, (weight / quantizer.scale).round())
+
+
+def test_loss_is_after_the_activation_function() -> None:
+    """Outputs under 0 are cut off by the ReLU: what they get wrong must not cost anything."""
+    quantizer, weight, inputs = layer(bits=2)
+    bias = torch.zeros(16)
+    bias[:8] = -1e4  # never active
+    generator = torch.Generator().manual_seed(0)
+    h = learn_rounding(weight, bias, quantizer, inputs, inputs, OPTIONS, generator, rectified=True)
+    start = rectified_sigmoid(starting_point(weight / quantizer.scale - (weight / quantizer.scale).floor()))
+    # Only the regulariser acts on them, and it pushes each to its nearer side.
+    assert ((h[:8] >= 0.5) == (start[:8] >= 0.5)).float().mean() > 0.98
+    assert ((h[8:] >= 0.5) == (start[8:] >= 0.5)).float().mean() < 0.95
+
+
+def errors(model: SASRec, histories: list[Tensor]) -> dict[str, float]:
+    """Squared output error of each layer against the full-precision layer, after its activation function."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    with torch.no_grad():
+        with attach.recording(model, kinds=()):
+            full = inputs_of(model, names, histories)
+        found = inputs_of(model, names, histories)
+        result = {}
+        for name in full:
+            module = model.scoring_table if name == STATES else model.get_submodule(name)
+            assert isinstance(module, Linear | Table)
+            bias = module.bias if isinstance(module, Linear) else None
+            activation = torch.relu if name.endswith(RECTIFIED) else torch.nn.Identity()
+            wanted = activation(F.linear(full[name], module.weight, bias))
+            got = activation(F.linear(found[name], module.weight_tap(module.weight), bias))
+            result[name] = float((got - wanted).square().mean())
+    return result
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_beats_nearest_rounding_on_every_layer_and_the_scoring_table(
+    quantized: Callable[..., SASRec], model: SASRec, tied: bool
+) -> None:
+    batches = [torch.randint(1, 61, (64, 8)) for _ in range(2)]
+    batches[0][:20, :3] = 0
+    if not tied:
+        table = copy.deepcopy(model.item_table)
+        model.item_table.weight_tap.scoring = False
+        with torch.no_grad():
+            table.weight.copy_(table.weight.roll(1, 1))
+        model.output_table = table
+    live = quantized("adaround", 4)
+    nearest = errors(live, batches)
+    scoring = live.scoring_table.weight_tap.quantizer
+    assert isinstance(scoring, AdaRound)
+    codes = scoring.chosen.clone()
+    attach.calibrate(live, batches)
+    reconstruct(live, batches, OPTIONS, seed=0)
+    after = errors(live, batches)
+    assert len(after) == 13
+    assert {name: after[name] / nearest[name] for name in after if after[name] >= nearest[name]} == {}
+    assert not torch.equal(scoring.chosen, codes)
+    if not tied:  # a table that is only looked up is rounded to the nearest
+        looked_up = live.item_table.weight_tap.quantizer
+        assert isinstance(looked_up, Quantizer)
+        assert torch.equal(live.item_table.all(), looked_up.grid().quantize(live.item_table.weight))
+    assert not live.training
+
+
+def test_same_seed_same_codes(quantized: Callable[..., SASRec], histories: Tensor) -> None:
+    live = quantized("adaround", 4)
+    twin = copy.deepcopy(live)
+    for each in (live, twin):
+        reconstruct(each, [histories], Options(iterations=20), seed=3)
+    a, b = attach.freeze(live), attach.freeze(twin)
+    codes = {name: (item.codes, b[name].codes) for name, item in a.items() if item.codes is not None}
+    assert len(codes) == 14
+    assert all(other is not None and torch.equal(own, other) for own, other in codes.values())
+
+
+def test_layers_left_in_full_precision_are_left_alone(quantized: Callable[..., SASRec], histories: Tensor) -> None:
+    name = "blocks.0.attention.query.weight"
+    live = quantized("adaround", 4, overrides={name: 32, "item_table.weight": 1})
+    reconstruct(live, [histories], Options(iterations=5), seed=0)
+    assert name not in attach.freeze(live)

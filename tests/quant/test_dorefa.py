@@ -1,0 +1,96 @@
+"""DoReFa beside the paper: weights (section 2.3), activations (2.4), gradients (2.5)."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sasrec.quant.dorefa import quantize_gradient
+from sasrec.quant.quantizer import Quantizer
+
+Build = Callable[..., Quantizer]
+
+
+def quantize_k(r: Tensor, bits: int) -> Tensor:
+    """Equation of section 2.2: round((2^k - 1) r) / (2^k - 1)."""
+    return ((2**bits - 1) * r).round() / (2**bits - 1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("per_row", [True, False])
+def test_weights_by_the_paper(build: Build, bits: int, per_row: bool) -> None:
+    w = torch.randn(8, 16)
+    m = w.tanh().abs().amax(1, keepdim=True) if per_row else w.tanh().abs().max()
+    paper = build("dorefa", bits, "table", values=w, per_row=per_row, grid="paper")
+    torch.testing.assert_close(paper(w), m * (2 * quantize_k(w.tanh() / (2 * m) + 0.5, bits) - 1))
+    n = 2 ** (bits - 1) - 1
+    zero = build("dorefa", bits, "table", values=w, per_row=per_row)
+    torch.testing.assert_close(zero(w), m * (n * w.tanh() / m).round() / n)
+
+
+def test_scale_is_a_constant_for_the_gradient(build: Build) -> None:
+    """g (1 - tanh^2), the largest weight included, through which the scale would get a gradient of its own."""
+    w = torch.randn(8, 16, requires_grad=True)
+    g = torch.randn(8, 16)
+    build("dorefa", 4, "weight", values=w)(w).backward(g)
+    assert w.grad is not None
+    torch.testing.assert_close(w.grad, g * (1 - w.detach().tanh() ** 2))
+
+
+def test_a_trained_tensor_survives(build: Build) -> None:
+    """The factor m: at 8 bits small weights come out as they were, not stretched to -1..1."""
+    w = torch.randn(8, 16) * 0.05
+    torch.testing.assert_close(build("dorefa", 8, "weight", values=w)(w), w, rtol=0, atol=2e-3)
+
+
+def test_activations_are_clipped_where_calibration_said(build: Build) -> None:
+    dorefa = build("dorefa", 4, values=torch.linspace(-1, 1, 1000))
+    clip = float(dorefa.grid().scale) * 7
+    assert clip == pytest.approx(1, abs=0.1)
+    assert dorefa(torch.tensor([-50.0, 50.0])).tolist() == pytest.approx([-clip, clip])
+    assert not list(dorefa.parameters())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradient_formula(bits: int) -> None:
+    dr = torch.randn(5, 3, 4)
+    dr[4] = 0
+    m = dr.abs().amax((1, 2), keepdim=True).clamp_min(1e-30)
+    wanted = 2 * m * (quantize_k(dr / (2 * m) + 0.5, bits) - 0.5)
+    torch.testing.assert_close(quantize_gradient(dr, bits, None)[:4], wanted[:4])
+    assert (quantize_gradient(dr, bits, None)[4] == 0).all()
+
+
+def test_gradient_noise_makes_it_unbiased() -> None:
+    """The mean of many draws is the gradient; each draw lies on the 2^k - 1 steps of its sample."""
+    dr = torch.tensor([[0.3, -1.0, 0.01], [0.02, 0.05, -0.1]])
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([quantize_gradient(dr, 3, generator) for _ in range(4000)])
+    torch.testing.assert_close(draws.mean(0), dr, rtol=0, atol=0.01)
+    m = dr.abs().amax(1, keepdim=True)
+    steps = (draws / (2 * m) + 0.5) * 7
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+    assert len(draws[:, 0, 0].unique()) == 2
+
+
+def test_noise_has_its_own_generator(build: Build) -> None:
+    x = torch.randn(4, 6, 8)
+    mask = torch.ones(4, 6, dtype=torch.bool).index_fill_(1, torch.tensor([0]), False)
+    weights = torch.randn_like(x)
+    dorefa = build("dorefa", 8, values=x.flatten(), gradient_bits=3)
+
+    def gradient(epoch: int) -> Tensor:
+        dorefa.start_epoch(epoch, 3, seed=5)
+        leaf = x.clone().requires_grad_()
+        before = torch.get_rng_state()
+        dorefa(leaf, mask=mask).backward(weights)
+        assert torch.equal(torch.get_rng_state(), before)  # a control run draws the same negatives and dropout
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert torch.equal(gradient(0), gradient(0))
+    assert not torch.equal(gradient(0), gradient(1))
+    inside = x.abs() < 0.9 * x.abs().max() * 0.9
+    assert torch.equal(gradient(0)[:, 0][inside[:, 0]], weights[:, 0][inside[:, 0]])  # padding: as it was
+    assert not torch.equal(gradient(0)[:, 1], weights[:, 1])

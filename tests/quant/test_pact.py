@@ -1,0 +1,79 @@
+"""PACT beside the paper: equations 1 to 3, the L2 term, and the weights by SAWB."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sasrec.errors import UserError
+from sasrec.quant.pact import SAWB, LearnedClip
+from sasrec.quant.quantizer import Quantizer, mse_scale
+
+Build = Callable[..., Quantizer]
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_alpha_gradient(unsigned: bool) -> None:
+    """d/dalpha: 0 inside, sign(x) at alpha and beyond. Rounding leaves no residual, unlike LSQ."""
+    low, high = (0, 7) if unsigned else (-7, 7)
+    x = torch.tensor([-9.0, -2.0, -1.9, -0.3, 0.0, 0.7, 1.9, 2.0, 9.0], requires_grad=True)
+    alpha = torch.tensor(2.0, requires_grad=True)
+    out = LearnedClip.apply(x, alpha, low, high)
+    to_alpha = [float(torch.autograd.grad(out[i], alpha, retain_graph=True)[0]) for i in range(len(x))]
+    (to_x,) = torch.autograd.grad(out.sum(), x)
+    if unsigned:
+        assert to_alpha == [0, 0, 0, 0, 0, 0, 0, 1, 1]
+        assert to_x.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0]
+        assert out[:4].tolist() == [0, 0, 0, 0]
+    else:
+        assert to_alpha == [-1, -1, 0, 0, 0, 0, 0, 1, 1]
+        assert to_x.tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0]
+        assert float(out[0].detach()) == -2
+    steps = (out.detach() * high / 2).tolist()  # equation 2: multiples of alpha / high
+    assert steps == pytest.approx([round(step) for step in steps], abs=1e-5)
+
+
+def test_penalty_is_on_alpha_alone(build: Build) -> None:
+    values = torch.randn(4000)
+    pact = build("pact", 4, values=values, decay=0.25)
+    alpha = float(pact.grid().scale) * 7
+    assert alpha == pytest.approx(7 * float(mse_scale(values, -7, 7, False)))
+    penalty = pact.penalty()
+    assert penalty is not None and float(penalty.detach()) == pytest.approx(0.25 * alpha**2)
+    penalty.backward()
+    (parameter,) = pact.parameters()
+    assert parameter.grad is not None and float(parameter.grad) == pytest.approx(2 * 0.25 * alpha**2)  # d/dlog alpha
+    assert build("pact", 4, "weight", values=values.reshape(40, 100)).penalty() is None
+    assert not list(build("pact", 4, "weight", values=values.reshape(40, 100)).parameters())
+
+
+def test_decay_pulls_a_clip_that_clips_nothing_in(build: Build) -> None:
+    values = torch.rand(400) - 0.5
+    pact = build("pact", 4, values=values)
+    (parameter,) = pact.parameters()
+    with torch.no_grad():
+        parameter.fill_(2.0)
+    penalty = pact.penalty()
+    assert penalty is not None
+    (pact(values).square().mean() + penalty).backward()
+    assert parameter.grad is not None and parameter.grad > 0
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_sawb_is_the_best_clip_of_a_gaussian(build: Build, bits: int) -> None:
+    """Without looking at more than two moments it comes near to the least squared error."""
+    values = torch.randn(32, 256)
+    sawb = build("pact", bits, "weight", values=values, weights="sawb")
+    clip = float(sawb.grid(values).scale.mean()) * sawb.high
+    c1, c2 = SAWB[bits]
+    torch.testing.assert_close(clip, c1 - c2 * 0.7979, rtol=0.05, atol=0)
+    best = mse_scale(values, sawb.low, sawb.high, False)
+    error = (sawb(values) - values).square().mean()
+    least = ((values / best).round().clamp(sawb.low, sawb.high) * best - values).square().mean()
+    assert error < 1.25 * least
+
+
+def test_sawb_has_no_other_widths(build: Build) -> None:
+    with pytest.raises(UserError, match="2, 4 and 8 bits"):
+        build("pact", 3, "weight", values=torch.randn(4, 8), weights="sawb")
+    build("pact", 3, values=torch.randn(100), weights="sawb")  # activations are not its matter

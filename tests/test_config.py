@@ -1,0 +1,135 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sasrec.config import BenchmarkParams, ModelParams, PrepareParams, QuantParams, Study, TrainParams, from_mapping
+from sasrec.errors import UserError
+from stages.common import Declared, read_study
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("text", ["5e-05", "0.00005", "5.0e-5", " 5e-05 "])
+def test_a_rate_that_dvc_rewrote_is_still_a_number(text: str) -> None:
+    # `dvc exp run -S train.lr=5e-5` writes 5e-05, which YAML 1.1 reads as text.
+    assert from_mapping(TrainParams, yaml.safe_load(f"lr: {text}"), "train").lr == 5e-5
+    assert from_mapping(TrainParams, {"lr": text}, "train").lr == 5e-5
+
+
+@given(st.floats(min_value=1e-30, max_value=1e30))
+def test_any_rate_survives_as_text(value: float) -> None:
+    assert from_mapping(TrainParams, {"lr": repr(value)}, "train").lr == value
+
+
+@pytest.mark.parametrize(
+    ("cls", "section", "values", "message"),
+    [
+        (TrainParams, "train", {"lrr": 1}, "unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        (TrainParams, "train", {"loss": "bcee"}, "unknown value of train.loss 'bcee'; did you mean 'bce'?"),
+        (TrainParams, "train", {"lr": "fast"}, "train.lr must be a number, not 'fast'"),
+        (TrainParams, "train", {"lr": float("nan")}, "train.lr must be a number"),
+        (TrainParams, "train", {"lr": 0}, "train.lr must be above 0, not 0"),
+        (TrainParams, "train", {"epochs": 2.5}, "train.epochs must be a whole number, not 2.5"),
+        (TrainParams, "train", {"epochs": True}, "train.epochs must be a whole number"),
+        (TrainParams, "train", {"shared_negatives": "perhaps"}, "train.shared_negatives must be true or false"),
+        (TrainParams, "train", [1], "train must be a mapping"),
+        (ModelParams, "model", {"heads": 3}, "model.hidden (64) must be a multiple of heads (3)"),
+        (ModelParams, "model", {"block": False}, "model.block must be one of"),
+        (ModelParams, "model", {"dropout": 1}, "model.dropout must be between 0 and 0.95, not 1"),
+        (QuantParams, "quant", {"bits": 9}, "quant.bits must be between 2 and 8, not 9"),
+        (QuantParams, "quant", {"weight_bits": 1}, "quant.weight_bits must be between 2 and 8, not 1"),
+        (QuantParams, "quant", {"activation_bits": 16}, "quant.activation_bits must be between 2 and 8, not 16"),
+        (QuantParams, "quant", {"embedding_bits": 0}, "quant.embedding_bits must be between 1 and 8, not 0"),
+        (QuantParams, "quant", {"overrides": {"item_table.weight": 12}}, "quant.overrides.item_table.weight must be"),
+        (PrepareParams, "prepare", {"filter": "kcore"}, "did you mean 'k_core'?"),
+        (BenchmarkParams, "benchmark", {"batch_sizes": [1, "x"]}, "benchmark.batch_sizes[1] must be a whole number"),
+    ],
+)
+def test_bad_values_name_the_key(cls: type, section: str, values: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_mapping(cls, values, section)
+    assert str(caught.value).startswith("params.yaml: ")
+    assert message in str(caught.value)
+
+
+def test_embeddings_may_have_one_bit() -> None:
+    assert from_mapping(QuantParams, {"embedding_bits": 1, "overrides": {"a": 32, "b": "1"}}, "quant").embedding_bits == 1
+
+
+def write(tmp_path: Path, **changes: Any) -> Path:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**params, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trian": {"lr": 1}}, "unknown key 'trian'; did you mean 'train'?"),
+        ({"models": ["sasrecc"]}, "unknown model 'sasrecc'; did you mean 'sasrec'?"),
+        ({"quantized": ["lsqq"]}, "unknown method in the list quantized 'lsqq'; did you mean 'lsq'?"),
+        ({"variants": ["adarond"]}, "unknown variant 'adarond'; did you mean 'adaround'?"),
+        ({"methods": {"apott": {}}}, "unknown key 'methods.apott'; did you mean 'methods.apot'?"),
+        ({"quant": {"model": "gsasrecc"}}, "did you mean 'gsasrec'?"),
+        ({"per_model": {"sasrec": {"train": {"epoch": 1}}}}, "did you mean 'per_model.sasrec.train.epochs'?"),
+        ({"per_model": {"sasrec": {"modle": {}}}}, "did you mean 'per_model.sasrec.model'?"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"threads": 0}, "threads must be"),
+    ],
+)
+def test_names_that_nothing_knows_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_study(write(tmp_path, **changes))
+    assert message in str(caught.value)
+
+
+def test_broken_yaml_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train: [1\nx: 2")
+    with pytest.raises(UserError, match="not valid YAML") as caught:
+        read_study(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="run from the root"):
+        read_study(tmp_path / "absent.yaml")
+
+
+def test_params_yaml_writes_every_default_out() -> None:
+    """What a person sees in the file is what runs: no value hides in the code, and none differs from it unseen."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section in dataclasses.fields(Study):
+        if dataclasses.is_dataclass(section.type):
+            fields = {field.name for field in dataclasses.fields(section.type)}
+            assert set(params[section.name]) == fields, section.name
+            assert from_mapping(section.type, params[section.name], section.name) == section.type()
+
+
+def test_overrides_of_one_model_leave_the_others() -> None:
+    study = from_mapping(
+        Study,
+        {
+            "models": ["a", "b"],
+            "quantized": [],
+            "variants": ["a"],
+            "seeds": [0],
+            "model": {"hidden": 32},
+            "per_model": {"a": {}, "b": {"model": {"heads": 2}, "train": {"loss": "bce", "lr": "2e-3"}}},
+        },
+        "",
+    )
+    assert study.of_model("a") == (ModelParams(hidden=32), TrainParams())
+    assert study.of_model("b") == (ModelParams(hidden=32, heads=2), TrainParams(loss="bce", lr=2e-3))
+
+
+def test_a_stage_cannot_read_what_it_does_not_declare() -> None:
+    study = read_study(ROOT / "params.yaml")
+    declared = Declared(study, ("threads", "per_model.<model>"))
+    assert declared.threads == study.threads
+    with pytest.raises(AttributeError, match="does not declare"):
+        _ = declared.quant
+    with pytest.raises(AttributeError, match="does not declare"):
+        _ = declared.of_model

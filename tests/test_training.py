@@ -1,0 +1,194 @@
+"""Training: what a run reaches, that it repeats to the bit, and that a killed one resumes to the same bits."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
+from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.errors import UserError
+from sasrec.models.sasrec import SASRec
+from sasrec.process import Guardian
+from sasrec.quant.attach import attach, calibrate, load_method, own_training
+from sasrec.training import Extras, Progress, Trainer, learning_rate, write_curves
+from tests.conftest import SmallStore
+
+CPU = torch.device("cpu")
+SMALL = ModelParams(max_len=10, hidden=16, dropout=0.1)
+FAST = TrainParams(epochs=6, batch_size=16, lr=0.01, negatives=8, patience=10)
+
+
+def fresh(params: ModelParams = SMALL, seed: int = 0) -> SASRec:
+    torch.manual_seed(seed)
+    return SASRec(params, 40)
+
+
+def train(
+    store: SmallStore, params: TrainParams, resume: Path | None = None, extras: Extras | None = None
+) -> tuple[SASRec, Progress]:
+    model = fresh()
+    progress = Trainer(model, store, params, 0, device=CPU, extras=extras).run(resume, "key", lambda line: None)
+    return model, progress
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("loss", ["bce", "gbce", "sampled_softmax", "cross_entropy", "bpr"])
+def test_every_loss_learns_the_chains(chains: SmallStore, loss: str) -> None:
+    # gBCE first has to learn that nearly everything is negative.
+    params = dataclasses.replace(FAST, loss=loss, epochs=60 if loss == "gbce" else 25)  # type: ignore[arg-type]
+    _, progress = train(chains, params)
+    assert progress.best_ndcg > 0.8
+    assert progress.rows[-1].train_loss < progress.rows[0].train_loss  # type: ignore[operator]
+    assert progress.rows[-1].train_accuracy > 0.95  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"schedule": "one_cycle"},
+        {"clip_norm": 0.5},
+        {"windows": "last"},
+        {"negatives_from": "all", "loss": "bce"},
+        {"select_on": "sampled"},
+    ],
+)
+def test_options_train_too_and_change_the_run(chains: SmallStore, options: dict[str, Any]) -> None:
+    base = dataclasses.replace(FAST, epochs=3, loss=options.get("loss", FAST.loss))
+    plain, _ = train(chains, base)
+    changed, progress = train(chains, dataclasses.replace(base, **options))
+    assert progress.rows[-1].train_loss < progress.rows[0].train_loss  # type: ignore[operator]
+    assert options.keys() == {"select_on"} or not same(plain, changed)
+
+
+def test_the_same_seed_gives_the_same_bits(chains: SmallStore) -> None:
+    assert same(train(chains, FAST)[0], train(chains, FAST)[0])
+
+
+def test_the_best_checkpoint_on_validation_is_what_remains(chains: SmallStore) -> None:
+    model, progress = train(chains, dataclasses.replace(FAST, lr=0.05, epochs=12, patience=3))
+    best = max(progress.rows, key=lambda row: row.validation_ndcg)
+    assert progress.best_ndcg == best.validation_ndcg
+    again = Trainer(model, chains, FAST, 0, device=CPU).validate()[2]
+    assert again == pytest.approx(progress.best_ndcg, abs=1e-9)
+
+
+def test_early_stopping_waits_for_patience_validations(chains: SmallStore) -> None:
+    _, progress = train(chains, dataclasses.replace(FAST, lr=1e-12, patience=2, epochs=50))
+    assert progress.epoch <= 4
+    assert progress.since_best == 2
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+@pytest.mark.parametrize("method", [None, "lsq", "ste"])
+def test_a_killed_run_resumes_to_the_same_bits(chains: SmallStore, tmp_path: Path, after: int, method: str | None) -> None:
+    def start() -> tuple[SASRec, Trainer]:
+        model, extras = fresh(), None
+        if method:
+            module, options = load_method(method, {})
+            attach(model, QuantParams(bits=4), module, options)
+            calibrate(model, [torch.randint(1, 41, (8, 10), generator=torch.Generator().manual_seed(0))])
+            extras = own_training(model, options, 0)
+        return model, Trainer(model, chains, FAST, 0, device=CPU, extras=extras, validate_start=True)
+
+    whole, trainer = start()
+    expected = trainer.run(None, "key", lambda line: None)
+
+    def die(line: str) -> None:
+        if line.startswith(f"epoch {after + 1}:"):
+            raise Killed
+
+    resume = tmp_path / "run.safetensors"
+    _, trainer = start()
+    with pytest.raises(Killed):
+        trainer.run(resume, "key", die)
+    resumed, trainer = start()
+    lines: list[str] = []
+    progress = trainer.run(resume, "key", lines.append)
+    assert lines[0] == f"resuming after epoch {after}"
+    assert same(whole, resumed)
+    assert progress == expected
+    # Another run does not take it up.
+    _, trainer = start()
+    lines.clear()
+    trainer.run(resume, "another key", lines.append)
+    assert not any(line.startswith("resuming") for line in lines)
+
+
+def test_a_diverging_run_is_an_error_with_advice(chains: SmallStore) -> None:
+    model = fresh()
+    with torch.no_grad():
+        model.item_table.weight[5] = torch.nan
+    with pytest.raises(UserError, match=r"train\.lr"):
+        Trainer(model, chains, FAST, 0, device=CPU).run(log=lambda line: None)
+
+
+def test_an_orphan_stops(chains: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guardian, "gone", lambda self: True)
+    with pytest.raises(UserError, match="is gone"):
+        train(chains, FAST)
+
+
+def test_schedules() -> None:
+    constant = TrainParams(lr=2.0, warmup=0.5)
+    assert [learning_rate(constant, p) for p in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
+    cosine = TrainParams(lr=2.0, schedule="cosine", warmup=0.2)
+    assert [round(learning_rate(cosine, p), 9) for p in (0, 0.1, 0.2, 0.6, 1)] == [0, 1, 2, 1, 0]
+    one = TrainParams(lr=1.0, schedule="one_cycle")
+    assert learning_rate(one, 0) == pytest.approx(1 / 25)
+    assert learning_rate(one, 0.3) == pytest.approx(1)
+    assert learning_rate(one, 1) == pytest.approx(1e-4)
+
+
+def test_the_quantizers_group_has_its_own_rate_and_no_decay(chains: SmallStore) -> None:
+    own = torch.nn.Parameter(torch.ones(3))
+    model = fresh()
+    model.register_parameter("own", own)
+    params = dataclasses.replace(FAST, weight_decay=0.1, schedule="cosine")
+    trainer = Trainer(model, chains, params, 0, device=CPU, extras=Extras([own], lr=0.5))
+    weights, quantizers = trainer.optimizer.param_groups
+    assert quantizers["params"] == [own]
+    assert quantizers["weight_decay"] == 0
+    assert all(p is not own for p in weights["params"])
+    trainer._set_rates(learning_rate(params, 0.5))
+    assert quantizers["lr"] == pytest.approx(0.25)
+
+
+def test_checkpoints_round_trip_and_repeat_to_the_byte(tmp_path: Path) -> None:
+    model = fresh()
+    for name in ("a", "b"):
+        save_model(tmp_path / name, model, model.state_dict(), {"z": 1, "a": [2]})
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    loaded, card = load_model(tmp_path / "a")
+    assert same(model, loaded)
+    assert loaded.params == model.params
+    assert card["z"] == 1
+    assert list((tmp_path / "a").glob(".*")) == []
+
+
+def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(UserError, match="does not exist"):
+        load_tensors(path)
+    save_tensors(path, {"a": torch.ones(5)})
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_tensors(path)
+
+
+def test_curves_are_csv_without_seconds(chains: SmallStore, tmp_path: Path) -> None:
+    _, progress = train(chains, dataclasses.replace(FAST, epochs=2))
+    write_curves(tmp_path / "c.csv", progress.rows)
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0] == "epoch,lr,train_loss,validation_loss,train_accuracy,validation_accuracy,validation_ndcg"
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
