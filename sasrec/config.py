@@ -278,10 +278,12 @@ class EvaluateParams:
 
 @dataclass(frozen=True)
 class BenchmarkParams:
+    threads: int = 1
     batch_sizes: tuple[int, ...] = (1, 32, 512)
     repeats: int = 20
 
     def __post_init__(self) -> None:
+        within("threads", self.threads, 1, 1024)
         within("repeats", self.repeats, 3)
         for size in self.batch_sizes:
             within("batch_sizes", size, 1)

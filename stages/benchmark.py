@@ -9,11 +9,11 @@ from sasrec.files import write_text
 from sasrec.process import set_up
 from stages.common import run
 
-SECTIONS = ("seeds", "threads", "benchmark")
+SECTIONS = ("seeds", "benchmark")
 
 
 def main(study: Study, variant: str) -> None:
-    set_up(study.threads, "cpu")
+    set_up(study.benchmark.threads, "cpu")
     model, _ = load(Path("data/exported", variant, str(study.seeds[0])))
     table = latency(model, study.benchmark)
     write_text(Path("plots/benchmark", f"{variant}.csv"), table)

@@ -49,7 +49,9 @@ def test_targets_follow_their_histories_and_held_out_items_are_never_seen(chains
 def test_an_epoch_can_be_repeated_and_differs_from_the_next(chains: SmallStore) -> None:
     first, again, other = (list(epoch_batches(chains, 8, 16, True, 3, epoch)[1]) for epoch in (1, 1, 2))
     assert all((a.histories == b.histories).all() for a, b in zip(first, again, strict=True))
-    assert any(a.histories.shape != b.histories.shape or (a.histories != b.histories).any() for a, b in zip(first, other))
+    assert any(
+        a.histories.shape != b.histories.shape or (a.histories != b.histories).any() for a, b in zip(first, other, strict=False)
+    )
 
 
 def test_batches_hold_windows_of_like_length(small_store: type[SmallStore]) -> None:

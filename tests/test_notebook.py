@@ -30,7 +30,7 @@ def test_it_runs_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, resources=resources, kernel_manager_class=ThisPython).execute()
+    NotebookClient(notebook, timeout=300, resources=resources, kernel_manager_class=ThisPython).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
     assert "times smaller" in text and "lsq - ptq: NDCG@10" in text

@@ -156,3 +156,26 @@ def test_layers_left_in_full_precision_are_left_alone(quantized: Callable[..., S
     live = quantized("adaround", 4, overrides={name: 32, "item_table.weight": 1})
     reconstruct(live, [histories], Options(iterations=5), seed=0)
     assert name not in attach.freeze(live)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_order_is_that_of_the_forward_pass(
+    quantized: Callable[..., SASRec], model: SASRec, histories: Tensor, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    """A tied table first, because it is looked up before anything else runs; a table of its own for scoring last."""
+    if not tied:
+        model.output_table = copy.deepcopy(model.item_table)
+        model.item_table.weight_tap.scoring = False
+    live = quantized("adaround", 4)
+    seen: list[str] = []
+
+    def record(weight: Tensor, *arguments: object, **options: object) -> Tensor:
+        seen.extend(name for name, parameter in live.named_parameters() if parameter.data_ptr() == weight.data_ptr())
+        return torch.zeros_like(weight)
+
+    monkeypatch.setattr("sasrec.quant.adaround.learn_rounding", record)
+    reconstruct(live, [histories], Options(), seed=0)
+    attention = [f"attention.{part}" for part in ("query", "key", "value", "output")]
+    layers = [*attention, "feed_forward.inner", "feed_forward.outer"]
+    linears = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
+    assert seen == (["item_table.weight", *linears] if tied else [*linears, "output_table.weight"])
