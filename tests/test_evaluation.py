@@ -98,7 +98,7 @@ def test_the_history_at_test_includes_the_validation_item(small_store: type[Smal
             seen.extend([i for i in row if i] for row in histories.tolist())
             return torch.zeros(len(histories), 10)
 
-        evaluation.rank(scorer, store, part, 3)  # type: ignore[arg-type]
+        evaluation.rank(scorer, store, part, 3)
         given[part] = sorted(seen)
     assert given == {"validation": [[1, 2, 3], [6]], "test": [[2, 3, 4], [6, 7]]}
 

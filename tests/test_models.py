@@ -7,7 +7,7 @@ from torch import Tensor
 from sasrec.config import ModelParams
 from sasrec.models.attention import WeightedSum
 from sasrec.models.dropout import add_dropped, dropout, dropout_mask
-from sasrec.models.sasrec import SASRec
+from sasrec.models.sasrec import Block, SASRec
 from sasrec.models.taps import Tap, taps
 
 BLOCKS = ["original", "pre_norm", "post_norm"]
@@ -24,7 +24,8 @@ def build(**options: object) -> SASRec:
 
 
 def parameters(rows: int, **options: object) -> int:
-    return sum(p.numel() for p in SASRec(ModelParams(**options), rows - 1).parameters())  # type: ignore[arg-type]
+    model = SASRec(ModelParams(**options), rows - 1)  # type: ignore[arg-type]
+    return sum(p.numel() for p in model.parameters())
 
 
 def test_parameter_counts_of_published_models() -> None:
@@ -72,7 +73,10 @@ def test_the_last_position_alone_is_the_last_of_all(block: str, blocks: int) -> 
 
 def plain_block(model: SASRec, x: Tensor) -> Tensor:
     """The first block by the book, one head: queries normalised (`original`), or norms before or after."""
-    block, attention = model.blocks[0], model.blocks[0].attention
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    attention = block.attention
+    assert attention.output is not None
     norm1, norm2 = block.attention_norm, block.feed_forward_norm
     length = x.shape[1]
     query_input = norm1(x) if block.kind in ("original", "pre_norm") else x
