@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sasrec.config import BenchmarkParams, ModelParams, PrepareParams, QuantParams, Study, TrainParams, from_mapping
 from sasrec.errors import UserError
+from sasrec.quant.attach import load_method
 from stages.common import Declared, read_study
 from tests.conftest import ROOT
 
@@ -106,6 +107,13 @@ def test_params_yaml_writes_every_default_out() -> None:
             fields = {field.name for field in dataclasses.fields(section.type)}
             assert set(params[section.name]) == fields, section.name
             assert from_mapping(section.type, params[section.name], section.name) == section.type()
+
+
+def test_params_yaml_writes_every_option_of_every_method_out() -> None:
+    for name, options in yaml.safe_load((ROOT / "params.yaml").read_text())["methods"].items():
+        module, chosen = load_method(name, options)
+        assert set(options) == {field.name for field in dataclasses.fields(module.Options)}, name
+        assert chosen == module.Options(), name
 
 
 def test_overrides_of_one_model_leave_the_others() -> None:
