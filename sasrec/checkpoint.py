@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sasrec.config import ModelParams, from_mapping
@@ -22,7 +22,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: Any = None) -> No
     is written in arbitrary order, so all of `meta` is one entry of it."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     with atomic(path) as temporary:
-        save_file(plain, temporary, {"meta": json.dumps(meta, sort_keys=True)})
+        # Not save_file: its own error on a full disk hides the system's.
+        temporary.write_bytes(save(plain, {"meta": json.dumps(meta, sort_keys=True)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

@@ -1,6 +1,7 @@
 """What a number means: the protocol card beside every table, and the flat metrics of one variant."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ def write_ranks(folder: Path, ranks: Sequence[Ranks], seeds: Sequence[int], prot
     """Per-user ranks, (users,) float32 in the order of the evaluated users, a folder a seed; and the card."""
     for seed, result in zip(seeds, ranks, strict=True):
         for name in ("full", "sampled"):
-            with atomic(folder / str(seed) / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, getattr(result, name))
+            content = io.BytesIO()
+            np.save(content, getattr(result, name))
+            with atomic(folder / str(seed) / f"{name}.npy") as temporary:
+                temporary.write_bytes(content.getvalue())
     write_json(folder / "card.json", protocol)

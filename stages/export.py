@@ -5,6 +5,7 @@ from pathlib import Path
 from sasrec.checkpoint import load_model, load_tensors
 from sasrec.config import Study
 from sasrec.deploy.artefact import export
+from sasrec.files import atomic_folder
 from sasrec.quant.frozen import from_tensors
 from stages.common import run
 
@@ -19,7 +20,8 @@ def main(study: Study, variant: str) -> None:
         if (folder / "quantized.safetensors").exists():
             frozen = from_tensors(*load_tensors(folder / "quantized.safetensors"))
         del card["model"], card["items"]
-        sizes = export(Path("data/exported", variant, str(seed)), model, frozen, card)
+        with atomic_folder(Path("data/exported", variant, str(seed))) as exported:
+            sizes = export(exported, model, frozen, card)
         print(f"{variant}, seed {seed}: {sizes.bytes:,} bytes, {sizes.bits:g} bits per stored weight")
 
 

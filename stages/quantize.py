@@ -9,7 +9,7 @@ from sasrec.checkpoint import fingerprint, load_model, save_model, save_tensors
 from sasrec.config import Study
 from sasrec.data.batches import epoch_batches
 from sasrec.data.sequences import Sequences
-from sasrec.files import sha256
+from sasrec.files import atomic_folder, sha256
 from sasrec.models.sasrec import SASRec
 from sasrec.process import run_once, set_up
 from sasrec.quant.attach import attach, calibrate, freeze, load_method, own_training
@@ -71,10 +71,10 @@ def main(study: Study, method: str, seed: str) -> None:
         frozen, bits = to_tensors(freeze(model))
         weights = {name: tensor for name, tensor in model.state_dict().items() if ".quantizer." not in name}
         write_curves(Path(f"plots/curves/{method}-{seed}.csv"), progress.rows)
-        folder = Path("data/models", method, seed)
-        save_model(folder, model, weights, card)
-        if frozen:
-            save_tensors(folder / "quantized.safetensors", frozen, bits)
+        with atomic_folder(Path("data/models", method, seed)) as folder:
+            save_model(folder, model, weights, card)
+            if frozen:
+                save_tensors(folder / "quantized.safetensors", frozen, bits)
 
 
 if __name__ == "__main__":

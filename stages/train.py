@@ -7,6 +7,7 @@ import torch
 from sasrec.checkpoint import fingerprint, save_model
 from sasrec.config import Study
 from sasrec.data.sequences import Sequences
+from sasrec.files import atomic_folder
 from sasrec.models.sasrec import SASRec
 from sasrec.process import run_once, set_up
 from sasrec.training import Trainer, write_curves
@@ -31,7 +32,8 @@ def main(study: Study, name: str, seed: str) -> None:
             "data": store.stats["sha256"],
         }
         write_curves(Path(f"plots/curves/{name}-{seed}.csv"), progress.rows)
-        save_model(Path("data/models", name, seed), model, model.state_dict(), card)
+        with atomic_folder(Path("data/models", name, seed)) as folder:
+            save_model(folder, model, model.state_dict(), card)
 
 
 if __name__ == "__main__":

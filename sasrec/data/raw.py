@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 from sasrec.config import NO_FILE, DatasetParams, SampleParams
 from sasrec.data import catalogue, sample
 from sasrec.data.download import obtain
-from sasrec.data.folder import atomic_folder
 from sasrec.data.source import Source
 from sasrec.errors import UserError
-from sasrec.files import sha256, write_json
+from sasrec.files import atomic_folder, sha256, write_json
 
 
 def fetch(params: DatasetParams, simulated: SampleParams, raw: Path, downloads: Path) -> Source:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from sasrec.config import DatasetParams, PrepareParams
+from sasrec.data.arrays import save_array
 from sasrec.data.candidates import Unseen
-from sasrec.data.folder import atomic_folder, save_array
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
 from sasrec.data.sequences import EVALUABLE
 from sasrec.data.source import Source
 from sasrec.data.table import Table
 from sasrec.errors import UserError
-from sasrec.files import write_json
+from sasrec.files import atomic_folder, write_json
 
 
 def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sasrec.data import folder
+from sasrec.data import arrays
 from sasrec.data.sequences import Sequences, read_catalogue
 from sasrec.errors import UserError
 
@@ -109,7 +109,7 @@ def test_damaged_store_is_refused(prepared: Path, damage: Callable[[Path], Any],
 def test_no_disk_space(prepared: Path, stage: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The old store stays whole, nothing half-written stays, and the message says what to do."""
     before = {file.name: file.read_bytes() for file in prepared.iterdir()}
-    real = folder.save_array
+    real = arrays.save_array
 
     def full(path: Path, array: Any) -> None:
         real(path, array)
