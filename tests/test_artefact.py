@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from sasrec.checkpoint import load_tensors
 from sasrec.config import ModelParams, QuantParams
 from sasrec.deploy import artefact
 from sasrec.deploy.packing import pack, unpack
@@ -88,6 +89,14 @@ def test_sizes_count_packed_bits_and_scales(tmp_path: Path) -> None:
     assert sizes.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
     entries, weights = 39 * 16, 12 * 16 * 16
     assert sizes.bits == pytest.approx((entries * 2 + weights * 4) / (entries + weights))
+
+
+def test_levels_of_a_method_are_stored_once(tmp_path: Path) -> None:
+    model, tensors = quantized("apot", 8)
+    artefact.export(tmp_path, plain(tensors), freeze(model), {})
+    stored, _ = load_tensors(tmp_path / "model.safetensors")
+    tables = [name for name in stored if name.startswith("levels/")]
+    assert sorted(len(stored[name]) for name in tables) == [255, 256]  # signed and unsigned
 
 
 def test_a_full_precision_model_is_exported_as_it_is(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The exported model: one safetensors file with packed integers, and a manifest that says what is in it.
 
 `model.safetensors` holds, for a quantized weight or table, its packed codes under the tensor's name and its scales under
-`<name>/scale` (and `/levels`, `/shift` where the grid is not uniform or not centred); for a quantized activation only the
-grid; everything else (biases, norms) in float32.
+`<name>/scale` (and `<name>/shift` where the grid is not centred); for a quantized activation only the grid; everything else
+(biases, norms) in float32. Levels that are not consecutive integers are a table `levels/<k>`, stored once for all tensors
+that have the same.
 """
 
 import dataclasses
@@ -37,26 +38,24 @@ class Sizes:
     bits: float
 
 
-def _entry(item: FrozenTensor, shape: list[int] | None) -> dict[str, Any]:
-    grid = item.grid
-    entry: dict[str, Any] = {"bits": grid.bits, "levels": len(grid.levels)}
-    if grid.is_uniform:
-        entry["lowest"] = int(grid.levels[0])
-    return entry if shape is None else {"shape": shape, **entry}
-
-
 def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], card: dict[str, Any]) -> Sizes:
     """Write the artefact of `model` into `folder`. card: what else the manifest says of it (data, training)."""
     stored: dict[str, Tensor] = {}
     described: dict[str, Any] = {}
+    tables: dict[tuple[float, ...], str] = {}
     for name, item in frozen.items():
         grid = item.grid
         if item.codes is not None:
             stored[name] = torch.from_numpy(pack(item.codes.numpy(), grid.bits))
-        described[name] = _entry(item, None if item.codes is None else list(item.codes.shape))
+        entry: dict[str, Any] = {} if item.codes is None else {"shape": list(item.codes.shape)}
+        entry |= {"bits": grid.bits, "levels": len(grid.levels)}
+        if grid.is_uniform:
+            entry["lowest"] = int(grid.levels[0])
+        else:
+            entry["table"] = tables.setdefault(tuple(grid.levels.tolist()), f"levels/{len(tables)}")
+            stored[entry["table"]] = grid.levels
+        described[name] = entry
         stored[f"{name}/scale"] = grid.scale
-        if not grid.is_uniform:
-            stored[f"{name}/levels"] = grid.levels
         if bool((grid.shift != 0).any()):
             stored[f"{name}/shift"] = grid.shift
     stored |= {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
@@ -102,9 +101,11 @@ def load(folder: Path) -> tuple[SASRec, dict[str, Any]]:
     frozen = {}
     for name, entry in manifest["tensors"].items():
         scale = stored[f"{name}/scale"]
-        low = entry.get("lowest", 0)
-        uniform = torch.arange(low, low + entry["levels"], dtype=torch.float32)
-        grid = Grid(entry["bits"], stored.get(f"{name}/levels", uniform), scale, stored.get(f"{name}/shift", torch.zeros(())))
+        if "table" in entry:
+            levels = stored[entry["table"]]
+        else:
+            levels = torch.arange(entry["lowest"], entry["lowest"] + entry["levels"], dtype=torch.float32)
+        grid = Grid(entry["bits"], levels, scale, stored.get(f"{name}/shift", torch.zeros(())))
         codes = None
         if "shape" in entry:
             codes = torch.from_numpy(unpack(stored[name].numpy(), grid.bits, tuple(entry["shape"])))
