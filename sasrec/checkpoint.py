@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sasrec.config import ModelParams, from_mapping
 from sasrec.errors import UserError
-from sasrec.files import atomic, read_json, write_json
+from sasrec.files import atomic, read_json, sha256, write_json
 from sasrec.models.sasrec import SASRec
 
 
@@ -54,8 +55,11 @@ def load_model(folder: Path) -> tuple[SASRec, dict[str, Any]]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short name for everything a run depends on: a resume file is only ever found by the same run."""
-    text = json.dumps(parts, sort_keys=True, default=lambda value: dataclasses.asdict(value))
+    """A short name for everything a run depends on, the loaded code of this package and the version of torch included: a
+    resume file is only ever taken up by the same run."""
+    loaded = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    code = {name: sha256(file) for name, file in loaded.items() if file and name.split(".")[0] in ("sasrec", "stages")}
+    text = json.dumps([parts, code, torch.__version__], sort_keys=True, default=lambda value: dataclasses.asdict(value))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -199,28 +200,33 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
+        negatives = self._negatives(batch.users, real.shape, rng)
+        states = self.model.encode(self._tensor(batch.histories))
+        states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
+        if negatives.ndim > 1:
+            negatives = negatives[real]
+        return self._result(states, batch.targets[real], negatives), int(real.sum())
+
+    def _negatives(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
+        """(n,) for the whole batch, or (*shape, n), whose first axis is that of the users; for cross-entropy n = 1."""
         if self.kind == "shared":
-            drawn = self.sampler.draw_shared(self.params.negatives, rng)
-        else:
-            n = self.params.negatives if self.kind == "each" else 1
-            drawn = self.sampler.draw(batch.users, (*real.shape, n), rng)[real]
-        histories, negatives = (
-            torch.from_numpy(batch.histories).to(self.device),
-            torch.from_numpy(drawn).to(self.device),
-        )
-        states = self.model.encode(histories)
-        states = states.flatten(0, 1) if real.all() else states[torch.from_numpy(real).to(self.device)]
-        targets = torch.from_numpy(batch.targets[real]).to(self.device)
-        result = losses.compute(
+            return self.sampler.draw_shared(self.params.negatives, rng)
+        return self.sampler.draw(users, (*shape, self.params.negatives if self.kind == "each" else 1), rng)
+
+    def _result(self, states: Tensor, targets: Ints, negatives: Ints) -> losses.Result:
+        model, items = self.model, self.store.items_count
+        return losses.compute(
             self.params,
-            self.store.items_count,
-            self.model.score,
-            self.model.scoring_table.all,
+            items,
+            model.score,
+            model.scoring_table.all,
             states,
-            targets,
-            negatives,
+            self._tensor(targets),
+            self._tensor(negatives),
         )
-        return result, len(targets)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float, float]:
@@ -231,22 +237,9 @@ class Trainer:
         targets = np.asarray(self.store.items)[evaluation.history_ends(self.store, "validation")].astype(np.int64)
         states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
         for rows, histories in self.validation_batches:
-            state = self.model.encode(torch.from_numpy(histories).to(self.device), last=True)[:, 0]
-            states[rows] = state
-            if self.kind == "shared":
-                drawn = self.sampler.draw_shared(self.params.negatives, rng)
-            else:
-                n = self.params.negatives if self.kind == "each" else 1
-                drawn = self.sampler.draw(self.store.evaluated[rows], (len(rows), n), rng)
-            result = losses.compute(
-                self.params,
-                self.store.items_count,
-                self.model.score,
-                self.model.scoring_table.all,
-                state,
-                torch.from_numpy(targets[rows]).to(self.device),
-                torch.from_numpy(drawn).to(self.device),
-            )
+            states[rows] = state = self.model.encode(self._tensor(histories), last=True)[:, 0]
+            negatives = self._negatives(self.store.evaluated[rows], (len(rows),), rng)
+            result = self._result(state, targets[rows], negatives)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
         loss, accuracy = (total / max(len(targets), 1)).tolist()
         table, only = self.model.scoring_table.all(), self.params.select_on

@@ -220,6 +220,15 @@ def test_a_queue_of_widths(clean: Project) -> None:
     clean.run("dvc", "queue", "remove", "--all")
 
 
+def test_tune_ranks_a_grid_by_validation(clean: Project) -> None:
+    output = clean.run("python", "-m", "stages.tune", "-S", "train.lr=1e-3,2e-2", "--target", "sasrec")
+    assert "valid_ndcg@10" in output
+    assert "dvc exp apply" in output
+    assert "sampled_ndcg" not in output
+    assert clean.git("status", "--porcelain") == ""
+    assert "No experiment tasks in the queue" in clean.run("dvc", "queue", "status")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -1,0 +1,43 @@
+"""The README says what is so: its tables are the committed metrics, its parameters and files exist."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sasrec.report.readme import filled
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_are_the_committed_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert TEXT.count("<!-- table:") == TEXT.count("<!-- end of table -->") >= 2
+    assert filled(TEXT) == TEXT, "run python -m sasrec.report.readme"
+
+
+def test_every_parameter_in_it_exists() -> None:
+    params: Any = yaml.safe_load((ROOT / "params.yaml").read_text())
+    keys = set(re.findall(r"-S '?([\w.]+)=", TEXT)) | set(
+        re.findall(r"`((?:quant|train|model|dataset|methods)\.[\w.]+)`", TEXT)
+    )
+    assert len(keys) > 15
+    for key in keys:
+        value = params
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+def test_every_file_in_it_exists() -> None:
+    for name in re.findall(r"\]\(([^)]+)\)", TEXT):
+        if not name.startswith("http"):
+            assert (ROOT / Path(name)).exists(), name
+
+
+def test_every_make_target_in_it_exists() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^\s+make (\w+)", TEXT, re.MULTILINE)) <= targets
