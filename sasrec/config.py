@@ -207,7 +207,8 @@ Loss = Literal["bce", "gbce", "sampled_softmax", "cross_entropy", "bpr"]
 @dataclass(frozen=True)
 class TrainParams:
     loss: Loss = "sampled_softmax"
-    # Per position for bce, gbce and bpr; shared by the whole batch for sampled_softmax, and for gbce when shared_negatives.
+    # Per position for bce, gbce and bpr; shared by the whole batch for sampled_softmax, and by the positions of one sequence
+    # for gbce with shared_negatives.
     negatives: int = 256
     shared_negatives: bool = True
     negatives_from: Literal["unseen", "all"] = "unseen"

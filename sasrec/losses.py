@@ -28,12 +28,17 @@ class Result:
 
 
 def needs_negatives(params: TrainParams) -> str:
-    """'each': a draw of params.negatives per position. 'shared': one draw for the batch. 'none' for cross-entropy."""
+    """'batch': params.negatives items shared by the whole batch; 'sequence': shared by the positions of one sequence;
+    'each': a draw per position; 'none' for cross-entropy.
+
+    gBCE cannot share them with the whole batch: what is drawn is then pushed away by every position at once, and the scores
+    swing instead of settling (measured: it never leaves the level of popularity on MovieLens-1M).
+    """
     if params.loss == "cross_entropy":
         return "none"
-    if params.loss == "sampled_softmax" or (params.loss == "gbce" and params.shared_negatives):
-        return "shared"
-    return "each"
+    if params.loss == "sampled_softmax":
+        return "batch"
+    return "sequence" if params.loss == "gbce" and params.shared_negatives else "each"
 
 
 def pairwise_accuracy(positive: Tensor, negative: Tensor) -> Tensor:
@@ -109,9 +114,14 @@ def compute(
     states: Tensor,
     targets: Tensor,
     negatives: Tensor,
+    real: Tensor | None = None,
 ) -> Result:
-    """The loss that `params` names. negatives: (tokens, n), or (n,) shared, or for cross-entropy (tokens, 1), which only
-    the pairwise accuracy uses. table: gives the (items + 1, hidden) scoring table."""
+    """The loss that `params` names.
+
+    states: (tokens, hidden), and targets: (tokens,). negatives: (tokens, n); (n,) shared by the batch; for cross-entropy
+    (tokens, 1), which only the pairwise accuracy uses; or shared by each sequence, (batch, n), and then states: (batch,
+    length, hidden) and real: (batch, length), True at the tokens. table: gives the (items + 1, hidden) scoring table.
+    """
     if params.loss == "cross_entropy":
         weights = table()
         loss = ChunkedCrossEntropy.apply(states, weights, targets)
@@ -119,10 +129,13 @@ def compute(
             positive = (states * weights[targets]).sum(-1)
             negative = (states * weights[negatives[:, 0]]).sum(-1)
         return Result(loss, pairwise_accuracy(positive, negative))
+    negative = score(states, negatives)  # (tokens, n), or (batch, length, n) for negatives shared by a sequence
+    if real is not None:
+        states, negative = states[real], negative[real]
+        negatives = negatives.repeat_interleave(real.sum(1), 0)
     positive = score(states, targets[:, None]).squeeze(-1)
-    negative = score(states, negatives)  # (tokens, n)
     accuracy = pairwise_accuracy(positive, negative[:, 0])
-    if negatives.dim() == 1:
+    if needs_negatives(params) in ("batch", "sequence"):
         # A shared negative may be a position's own target.
         negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
     if params.loss == "bce":

@@ -200,29 +200,31 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
-        negatives = self._negatives(batch.users, real.shape, rng)
         states = self.model.encode(self._tensor(batch.histories))
+        targets = batch.targets[real]
+        if self.kind == "sequence":
+            negatives = self._negatives(batch.users, (len(real),), rng)
+            return self._result(states, targets, negatives, self._tensor(real)), len(targets)
+        negatives = self._negatives(batch.users, real.shape, rng)
         states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
-        if negatives.ndim > 1:
-            negatives = negatives[real]
-        return self._result(states, batch.targets[real], negatives), int(real.sum())
+        return self._result(states, targets, negatives[real] if negatives.ndim > 1 else negatives), len(targets)
 
     def _negatives(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
         """(n,) for the whole batch, or (*shape, n), whose first axis is that of the users; for cross-entropy n = 1."""
-        if self.kind == "shared":
+        if self.kind == "batch":
             return self.sampler.draw_shared(self.params.negatives, rng)
-        return self.sampler.draw(users, (*shape, self.params.negatives if self.kind == "each" else 1), rng)
+        return self.sampler.draw(users, (*shape, 1 if self.kind == "none" else self.params.negatives), rng)
 
-    def _result(self, states: Tensor, targets: Ints, negatives: Ints) -> losses.Result:
-        model, items = self.model, self.store.items_count
+    def _result(self, states: Tensor, targets: Ints, negatives: Ints, real: Tensor | None = None) -> losses.Result:
         return losses.compute(
             self.params,
-            items,
-            model.score,
-            model.scoring_table.all,
+            self.store.items_count,
+            self.model.score,
+            self.model.scoring_table.all,
             states,
             self._tensor(targets),
             self._tensor(negatives),
+            real,
         )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

@@ -121,13 +121,15 @@ class SASRec(nn.Module):
 
     def score(self, states: Tensor, items: Tensor | None = None) -> Tensor:
         """Scores of `states` (..., hidden): against all items, (..., items + 1) with the padding's score first and
-        meaningless, or against the given ids: of the states' leading shape plus one axis n, giving (..., n); or of shape
-        (n,), shared by all states."""
+        meaningless, or against the given ids: of the states' leading shape plus one axis n, giving (..., n); of shape (n,),
+        shared by all states; or of shape (batch, n) for states (batch, length, hidden), shared by each sequence."""
         if items is None:
             return states @ self.scoring_table.all().T
         rows = self.scoring_table.lookup(items)
         if items.dim() == 1:
             return states @ rows.T
+        if items.dim() < states.dim():
+            return states @ rows.transpose(1, 2)
         # A batch of tiny matrix products is slower than a product and a sum while there are few items.
         if items.shape[-1] <= 4:
             return (rows * states.unsqueeze(-2)).sum(-1)
