@@ -79,14 +79,40 @@ def test_every_loss_reaches_every_weight_of_the_model(loss: str, tied: bool) -> 
     model = SASRec(ModelParams(max_len=6, hidden=8, dropout=0.0, tied=tied), 20)
     params = TrainParams(loss=loss, negatives=3)  # type: ignore[arg-type]
     histories = torch.randint(1, 21, (5, 6))
-    states, targets = model.encode(histories).flatten(0, 1), torch.randint(1, 21, (30,))
-    shape = (3,) if losses.needs_negatives(params) == "shared" else (30, 3)
-    result = losses.compute(params, 20, model.score, model.scoring_table.all, states, targets, torch.randint(1, 21, shape))
-    result.loss.backward()
-    assert all(
-        p.grad is not None and bool((p.grad != 0).any()) for name, p in model.named_parameters() if "key.bias" not in name
+    states, targets, real = model.encode(histories), torch.randint(1, 21, (30,)), torch.ones(5, 6, dtype=torch.bool)
+    shape = {"batch": (3,), "sequence": (5, 3)}.get(losses.needs_negatives(params), (30, 3))
+    if len(shape) == 1 or shape[0] == 30:
+        states = states.flatten(0, 1)
+    result = losses.compute(
+        params,
+        20,
+        model.score,
+        model.scoring_table.all,
+        states,
+        targets,
+        torch.randint(1, 21, shape),
+        real if states.dim() == 3 else None,
     )
+    result.loss.backward()
+    # A bias of the keys shifts all scores of a query alike, which no softmax sees.
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+    assert {name for name, _ in model.named_parameters() if "key.bias" not in name} <= reached
     assert 0 <= result.accuracy.item() <= 1
+
+
+def test_negatives_of_a_sequence_are_those_of_each_of_its_positions() -> None:
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=4, hidden=8, dropout=0.0), 20).eval()
+    shared = TrainParams(loss="gbce", negatives=6, shared_negatives=True)
+    each = TrainParams(loss="gbce", negatives=6, shared_negatives=False)
+    states, negatives = torch.randn(2, 4, 8), torch.randint(1, 10, (2, 6))
+    real = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    targets = torch.randint(11, 21, (7,))
+    one = losses.compute(shared, 20, model.score, model.scoring_table.all, states, targets, negatives, real)
+    rows = negatives.repeat_interleave(torch.tensor([3, 4]), 0)
+    other = losses.compute(each, 20, model.score, model.scoring_table.all, states[real], targets, rows)
+    torch.testing.assert_close(one.loss, other.loss)
+    assert one.accuracy == other.accuracy
 
 
 def test_a_shared_negative_that_is_the_target_is_left_out() -> None:

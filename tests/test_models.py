@@ -166,6 +166,9 @@ def test_scores_of_given_items_are_the_columns_of_all_scores() -> None:
         for n in (1, 7):
             own = torch.randint(1, 31, (4, n))
             torch.testing.assert_close(model.score(states, own), everything.gather(1, own))
+        sequences, own = torch.randn(2, 5, 12), torch.randint(1, 31, (2, 7))
+        by_sequence = model.score(sequences).gather(2, own[:, None].expand(2, 5, 7))
+        torch.testing.assert_close(model.score(sequences, own), by_sequence)
 
 
 def test_taps_stand_on_every_weight_table_and_product() -> None:
