@@ -190,7 +190,8 @@ class ModelParams:
     position: bool = True
     embedding_norm: bool = False
     final_norm: bool = True
-    attention_output: bool = True
+    # A projection of the attention. Redundant with one head, where it only follows the value projection; the paper has none.
+    attention_output: bool = False
     tied: bool = True
 
     def __post_init__(self) -> None:

@@ -85,9 +85,9 @@ def test_sizes_count_packed_bits_and_scales(tmp_path: Path) -> None:
     sizes = artefact.export(tmp_path, plain(tensors), freeze(model), {})
     # Tables: 31 + 8 rows of 16 two-bit codes and a float32 scale a row.
     assert sizes.embedding_bytes == (31 + 8) * (16 * 2 // 8 + 4)
-    assert sizes.weight_bytes == 12 * 16 * (16 * 4 // 8 + 4)
+    assert sizes.weight_bytes == 10 * 16 * (16 * 4 // 8 + 4)
     assert sizes.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
-    entries, weights = 39 * 16, 12 * 16 * 16
+    entries, weights = 39 * 16, 10 * 16 * 16
     assert sizes.bits == pytest.approx((entries * 2 + weights * 4) / (entries + weights))
 
 

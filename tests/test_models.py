@@ -30,10 +30,11 @@ def parameters(rows: int, **options: object) -> int:
 
 def test_parameter_counts_of_published_models() -> None:
     large = {"hidden": 128, "blocks": 3, "max_len": 50, "ffn_dim": 512, "embedding_norm": True, "final_norm": False}
+    large["attention_output"] = True
     assert parameters(83_632, **large) == 11_306_368
     paper = {"hidden": 50, "blocks": 2, "max_len": 200}
     assert parameters(3_417, **paper, attention_output=False) == 206_850
-    assert parameters(3_417, **paper) == 211_950
+    assert parameters(3_417, **paper, attention_output=True) == 211_950
     gsasrec = {"hidden": 128, "blocks": 2, "max_len": 200, "ffn_dim": 128, "attention_output": False}
     assert parameters(3_417, **gsasrec) == 629_376
 
@@ -76,14 +77,15 @@ def plain_block(model: SASRec, x: Tensor) -> Tensor:
     block = model.blocks[0]
     assert isinstance(block, Block)
     attention = block.attention
-    assert attention.output is not None
     norm1, norm2 = block.attention_norm, block.feed_forward_norm
     length = x.shape[1]
     query_input = norm1(x) if block.kind in ("original", "pre_norm") else x
     key_input = norm1(x) if block.kind == "pre_norm" else x
     scores = attention.query(query_input) @ attention.key(key_input).transpose(1, 2) / x.shape[-1] ** 0.5
     scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-    out = attention.output(scores.softmax(-1) @ attention.value(key_input))
+    out = scores.softmax(-1) @ attention.value(key_input)
+    if attention.output is not None:
+        out = attention.output(out)
     feed = block.feed_forward
 
     def network(y: Tensor) -> Tensor:
@@ -100,8 +102,9 @@ def plain_block(model: SASRec, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_is_the_published_formula(block: str) -> None:
-    model = build(block=block, blocks=1, final_norm=False)
+@pytest.mark.parametrize("output", [True, False])
+def test_a_block_is_the_published_formula(block: str, output: bool) -> None:
+    model = build(block=block, blocks=1, final_norm=False, attention_output=output)
     histories = torch.randint(1, 31, (5, 8))
     x = model.item_table.weight[histories] * 12**0.5 + model.position_table.weight  # type: ignore[union-attr]
     torch.testing.assert_close(model.encode(histories), plain_block(model, x), atol=1e-5, rtol=1e-5)
@@ -172,7 +175,7 @@ def test_scores_of_given_items_are_the_columns_of_all_scores() -> None:
 
 
 def test_taps_stand_on_every_weight_table_and_product() -> None:
-    model = build(blocks=1)
+    model = build(blocks=1, attention_output=True)
     places = {name: tap.place(name) for name, tap in taps(model).items()}
     matrices = {name for name, p in model.named_parameters() if p.dim() == 2}
     assert {name for name, place in places.items() if place.kind != "activation"} == matrices
