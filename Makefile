@@ -8,6 +8,7 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: study setup test check tune clean
 
 study: setup
+	python -m stages.check
 	dvc repro
 	python -m sasrec.report.show
 

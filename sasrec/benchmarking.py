@@ -36,6 +36,6 @@ def latency(model: Any, params: BenchmarkParams) -> str:
         histories = torch.randint(1, model.items + 1, (size, model.params.max_len), generator=generator)
         states = model.encode(histories, last=True)[:, 0]
         encode = median_ms(lambda h=histories: model.encode(h, last=True), params.repeats)  # type: ignore[misc]
-        score = median_ms(lambda s=states: (s @ table.T).topk(10), params.repeats)  # type: ignore[misc]
+        score = median_ms(lambda s=states: (s @ table.T).topk(min(10, len(table))), params.repeats)  # type: ignore[misc]
         writer.writerow([size, f"{encode:.3f}", f"{score:.3f}", f"{size / (encode + score) * 1000:.0f}"])
     return text.getvalue()

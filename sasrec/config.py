@@ -25,6 +25,14 @@ def unknown(what: str, name: object, known: typing.Iterable[str], where: str = "
     return UserError(f"{where}: unknown {what} '{name}'; {hint}")
 
 
+def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names: `-S +quant.overrides.item_table.weight=4` writes them nested."""
+    result: dict[str, Any] = {}
+    for name, value in mapping.items():
+        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
+
+
 def _convert(kind: Any, value: Any, key: str) -> Any:
     """Convert `value` to the annotated type `kind`, or raise UserError naming `key`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -50,6 +58,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise wrong("a mapping")
+        if arguments[1] is int:
+            value = _flat(value)
         return {str(name): _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return from_mapping(typing.cast(type, kind), value, key)
@@ -171,7 +181,7 @@ class PrepareParams:
     def __post_init__(self) -> None:
         within("min_user", self.min_user, 1)
         within("min_item", self.min_item, 1)
-        within("candidates", self.candidates, 1)
+        within("candidates", self.candidates, 1, 100_000)
         within("seed", self.seed, 0)
 
 
@@ -234,7 +244,8 @@ class TrainParams:
         within("gbce_t", self.gbce_t, 0, 1)
         within("warmup", self.warmup, 0, 1)
         within("weight_decay", self.weight_decay, 0)
-        within("clip_norm", self.clip_norm, 0)
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0 or empty, not {self.clip_norm}")
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
 
@@ -274,6 +285,7 @@ class EvaluateParams:
     batch_size: int = 512
 
     def __post_init__(self) -> None:
+        within("seed", self.seed, 0)
         within("bootstrap", self.bootstrap, 100)
         within("batch_size", self.batch_size, 1)
 
@@ -287,6 +299,8 @@ class BenchmarkParams:
     def __post_init__(self) -> None:
         within("threads", self.threads, 1, 1024)
         within("repeats", self.repeats, 3)
+        if not self.batch_sizes:
+            raise ValueError("batch_sizes is empty: name at least one")
         for size in self.batch_sizes:
             within("batch_sizes", size, 1)
 
@@ -317,6 +331,12 @@ class Study:
         for name in ("models", "variants", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
+        for name in ("models", "quantized", "variants", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names one twice: {', '.join(map(str, values))}")
+        for seed in self.seeds:
+            within("seeds", seed, 0, 2**63 - 1)
 
     def of_model(self, name: str) -> tuple[ModelParams, TrainParams]:
         """The model and train sections as `per_model.<name>` overrides them."""
@@ -352,5 +372,9 @@ def check_names(study: Study, methods: typing.Iterable[str]) -> None:
     for variant in study.variants:
         if variant not in known | set(study.per_model):
             raise unknown("variant", variant, known | set(study.per_model))
+        if variant not in study.models + study.quantized:
+            raise UserError(f"params.yaml: variants names '{variant}', which is in neither models nor quantized")
     if study.quant.model not in study.per_model:
         raise unknown("model in quant.model", study.quant.model, study.per_model)
+    if study.quant.model not in study.models:
+        raise UserError(f"params.yaml: quant.model is '{study.quant.model}', which is not in the list models")

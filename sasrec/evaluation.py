@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.batches import Ints, left_padded
+from sasrec.errors import UserError
 
 Part = Literal["validation", "test"]
 
@@ -109,7 +110,7 @@ def rank(
 ) -> Ranks:
     """Rank the held-out item of every evaluated user.
 
-    max_len: how much of the history the scorer is given. Raises ValueError where a score is not a number.
+    max_len: how much of the history the scorer is given. Raises UserError where a score is not a number.
     """
     ends = history_ends(store, part)
     targets = np.asarray(store.items)[ends].astype(np.int64)
@@ -123,7 +124,7 @@ def rank(
         scores = scorer(torch.from_numpy(histories).to(device), users)
         scores[:, 0] = -torch.inf
         if bool(scores.isnan().any()):
-            raise ValueError("a score is not a number")
+            raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
         target = torch.from_numpy(targets[rows]).to(device)
         own = scores.gather(1, target[:, None]).squeeze(1)
         candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)

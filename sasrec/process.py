@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from sasrec.errors import UserError
+from sasrec.guardian import stop_if_orphaned
 
 
 def keep_freed_memory() -> None:
@@ -38,43 +39,6 @@ def set_up(threads: int, device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("params.yaml: device is cuda, but no GPU is visible; set device: auto or cpu")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _parent(pid: int) -> tuple[str, int] | None:
-    """Name and parent of a process, or None where /proc does not tell."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    name, rest = text[text.index("(") + 1 :].rsplit(")", 1)
-    return name, int(rest.split()[1])
-
-
-class Guardian:
-    """Tells whether the run that started this process is still there.
-
-    When dvc is killed with -9 its child goes on as an orphan, and the next `dvc repro` starts a second trainer beside it.
-    Under DVC (it sets DVC_STAGE) the process therefore watches its parent, and, where that is only the shell that dvc
-    started the command with, the shell's parent too.
-    """
-
-    def __init__(self) -> None:
-        self.parent = os.getppid()
-        self.grandparent: int | None = None
-        self.watching = "DVC_STAGE" in os.environ
-        found = _parent(self.parent)
-        if found and found[0] in ("sh", "bash", "dash", "zsh", "ash"):
-            self.grandparent = found[1]
-
-    def gone(self) -> bool:
-        if not self.watching:
-            return False
-        if os.getppid() != self.parent:
-            return True
-        if self.grandparent is None:
-            return False
-        found = _parent(self.parent)
-        return found is not None and found[1] != self.grandparent
 
 
 @dataclass(frozen=True)
@@ -104,5 +68,6 @@ def run_once(name: str) -> Iterator[Job]:
         except BlockingIOError:
             note(f"waiting for another run of {name} to stop")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        stop_if_orphaned()
         yield Job(resume, note)
         resume.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
 from sasrec.errors import UserError
 from sasrec.files import write_text
-from sasrec.process import Guardian
+from sasrec.guardian import stop_if_orphaned
 
 # Steps between renewals of a table's buffered statistics.
 REFRESH_EVERY = 50
@@ -120,7 +120,6 @@ class Trainer:
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
-        guardian = Guardian()
         progress, best = self._restore(resume, key) if resume else (Progress(), None)
         if progress.epoch:
             log(f"resuming after epoch {progress.epoch}")
@@ -131,10 +130,11 @@ class Trainer:
             log(f"start: validation loss {loss:.4f}, accuracy {accuracy:.4f}, NDCG@10 {ndcg:.4f}")
         while progress.epoch < self.params.epochs and progress.since_best < self.params.patience:
             epoch, began = progress.epoch + 1, time.monotonic()
-            rate, train_loss, train_accuracy = self.epoch(epoch, guardian)
+            rate, train_loss, train_accuracy = self.epoch(epoch)
             trained = time.monotonic() - began
             progress.epoch = epoch
             if epoch % self.params.evaluate_every == 0 or epoch == self.params.epochs:
+                self.extras.refresh()
                 loss, accuracy, ndcg = self.validate()
                 row = Row(epoch, rate, train_loss, loss, train_accuracy, accuracy, ndcg)
                 best = self._note(progress, row, best)
@@ -159,7 +159,7 @@ class Trainer:
         progress.since_best += 1
         return best
 
-    def epoch(self, epoch: int, guardian: Guardian) -> tuple[float, float, float]:
+    def epoch(self, epoch: int) -> tuple[float, float, float]:
         """Train one epoch (from 1). Returns the last learning rate, and the means of loss and accuracy over positions."""
         torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, 1]).generate_state(1)[0]))
         rng = np.random.default_rng([self.seed, epoch, 2])
@@ -172,8 +172,7 @@ class Trainer:
         rate = self.params.lr
         bar = tqdm(batches, f"epoch {epoch}/{self.params.epochs}", count, leave=False, disable=not sys.stderr.isatty())
         for i, batch in enumerate(bar):
-            if guardian.gone():
-                raise UserError("the run that started this training is gone; stopping (the next run resumes)")
+            stop_if_orphaned()
             if i % REFRESH_EVERY == 0:
                 self.extras.refresh()
             rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
@@ -189,7 +188,10 @@ class Trainer:
             tokens += n
         loss, accuracy = (total / max(tokens, 1)).tolist()
         if not math.isfinite(loss):
-            raise UserError(f"training diverged: the loss of epoch {epoch} is {loss}; lower train.lr or set train.clip_norm")
+            raise UserError(
+                f"training diverged: the loss of epoch {epoch} is {loss}; lower train.lr (or quant.lr and "
+                "methods.<name>.lr), or set train.clip_norm"
+            )
         return rate, loss, accuracy
 
     def _set_rates(self, rate: float) -> None:

@@ -50,6 +50,11 @@ def run(main: Callable[..., None], sections: Sequence[str]) -> None:
         main(cast(Study, Declared(read_study(), sections)), *sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; run again to go on", file=sys.stderr)
+        sys.exit(130)
+    except MemoryError as error:
+        sys.exit(f"error: not enough memory ({error}); use smaller sizes in params.yaml or a machine with more")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise

@@ -1,5 +1,6 @@
 """Export every seed of a variant as packed integers with a manifest: python -m stages.export VARIANT"""
 
+import shutil
 from pathlib import Path
 
 from sasrec.checkpoint import load_model, load_tensors
@@ -13,6 +14,10 @@ SECTIONS = ("seeds",)
 
 
 def main(study: Study, variant: str) -> None:
+    # Seeds of earlier runs would stay in the folder that this stage depends on, and change its hash.
+    for old in Path("data/models", variant).iterdir():
+        if old.name not in map(str, study.seeds):
+            shutil.rmtree(old)
     for seed in study.seeds:
         folder = Path("data/models", variant, str(seed))
         model, card = load_model(folder)

@@ -29,7 +29,8 @@ def main(study: Study, method: str, seed: str) -> None:
     source = Path("data/models", quant.model, seed)
     model, card = load_model(source)
     with run_once(f"quantize-{method}-{seed}") as job:
-        if quant.init == "scratch":
+        # A method that does not train has nothing to start from but the trained model.
+        if quant.init == "scratch" and module.TRAINS:
             torch.manual_seed(int(seed))
             model = SASRec(model.params, model.items)
         else:

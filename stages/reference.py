@@ -47,13 +47,16 @@ def main(name: str, file: str, seconds: str, command: str) -> None:
             },
             "data": {"file": file, "sha256": sha256(file)},
             "card": card,
-            "variants": {path.stem: read_json(path) for path in sorted(Path("metrics").glob("*.json"))},
+            "variants": {
+                name: read_json(Path("metrics", f"{name}.json")) for name in ("popularity", "markov", *study.variants)
+            },
         },
     )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for curves in sorted(Path("plots/curves").glob("*.csv")):
-        shutil.copy(curves, folder / curves.name)
+    for variant in study.variants:
+        for seed in study.seeds:
+            shutil.copy(Path("plots/curves", f"{variant}-{seed}.csv"), folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stage report: figures, the summary and the page, from what evaluate, baselines and benchmark wrote."""
 
+import shutil
 from pathlib import Path
 
 from sasrec.config import Study
@@ -7,7 +8,7 @@ from sasrec.files import write_text
 from sasrec.report import figures
 from sasrec.report.findings import best_method
 from sasrec.report.page import render
-from sasrec.report.results import load_results, load_stats
+from sasrec.report.results import BASELINES, load_results, load_stats
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.tables import results_table, summary_csv, summary_rows
 from stages.common import run
@@ -17,6 +18,10 @@ PLOTS = Path("plots")
 
 
 def main(study: Study) -> None:
+    # What variants of earlier studies left behind would change the hash of what this stage depends on.
+    for old in Path("data/evaluated").iterdir():
+        if old.name not in (*study.variants, *BASELINES):
+            shutil.rmtree(old)
     results = load_results(study)
     stats = load_stats()
     curves = load_curves(study.variants, study.seeds)

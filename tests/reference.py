@@ -79,7 +79,6 @@ def compare(store: object, threads: int = 1, length: int = 50, hidden: int = 50,
     """Median seconds of an epoch at dropout 0.2: of this file's loop, and of sasrec.training, taken in turn."""
     from sasrec.config import ModelParams, TrainParams
     from sasrec.models.sasrec import SASRec
-    from sasrec.process import Guardian
     from sasrec.training import Trainer
 
     torch.set_num_threads(threads)
@@ -96,7 +95,7 @@ def compare(store: object, threads: int = 1, length: int = 50, hidden: int = 50,
         began = time.perf_counter()
         epoch(plain, optimizer, sequences, items, length)
         middle = time.perf_counter()
-        trainer.epoch(number + 1, Guardian())
+        trainer.epoch(number + 1)
         theirs.append(middle - began)
         own.append(time.perf_counter() - middle)
     return statistics.median(theirs[1:]), statistics.median(own[1:])

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sasrec.data import batches
 from sasrec.data.batches import NegativeSampler, epoch_batches, left_padded, windows
 from tests.conftest import SmallStore
 
@@ -32,9 +33,9 @@ def test_padding_is_on_the_left() -> None:
 
 
 def test_targets_follow_their_histories_and_held_out_items_are_never_seen(chains: SmallStore) -> None:
-    count, batches = epoch_batches(chains, 8, 16, True, 0, 1)
+    count, epoch = epoch_batches(chains, 8, 16, True, 0, 1)
     held_out = 0
-    seen = list(batches)
+    seen = list(epoch)
     assert len(seen) == count
     for batch in seen:
         real = batch.histories > 0
@@ -57,13 +58,17 @@ def test_an_epoch_can_be_repeated_and_differs_from_the_next(chains: SmallStore) 
 def test_batches_hold_windows_of_like_length(small_store: type[SmallStore]) -> None:
     rng = np.random.default_rng(0)
     store = small_store([[1] * int(n) for n in rng.integers(4, 52, 2000)], 3)
-    _, batches = epoch_batches(store, 50, 32, True, 0, 0)
-    padding, cells = map(sum, zip(*((int((b.histories == 0).sum()), b.histories.size) for b in batches), strict=True))
+    _, epoch = epoch_batches(store, 50, 32, True, 0, 0)
+    padding, cells = map(sum, zip(*((int((b.histories == 0).sum()), b.histories.size) for b in epoch), strict=True))
     assert padding / cells < 0.03
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 2)])
-def test_negatives_are_uniform_over_unseen_items(small_store: type[SmallStore], shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("bit_table", [0, 2**28])
+def test_negatives_are_uniform_over_unseen_items(
+    small_store: type[SmallStore], shape: tuple[int, ...], bit_table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BIT_TABLE", bit_table)
     store = small_store([[1, 2, 3, 4, 5], [6, 7, 8]], 8)
     users = np.repeat([0, 1], 4000)
     drawn = NegativeSampler(store, True).draw(users, (8000, *shape), np.random.default_rng(0)).reshape(8000, -1)
@@ -72,6 +77,17 @@ def test_negatives_are_uniform_over_unseen_items(small_store: type[SmallStore], 
         values, counts = np.unique(drawn[users == user], return_counts=True)
         assert values.tolist() == unseen
         assert counts.min() / counts.max() > 0.8
+
+
+@given(st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_both_ways_of_looking_up_what_was_seen_agree(sequences: list[list[int]]) -> None:
+    store = SmallStore(sequences, 20)
+    users, items = (axis.ravel() for axis in np.meshgrid(np.arange(len(sequences)), np.arange(1, 21), indexing="ij"))
+    seen = batches.Seen(store)
+    expected = [item in store.items[store.offsets[u] : store.train_ends[u]] for u, item in zip(users, items, strict=True)]
+    assert seen(users, items).tolist() == expected
+    seen.bits = None
+    assert seen(users, items).tolist() == expected
 
 
 def test_a_user_who_has_seen_everything_gets_any_item(small_store: type[SmallStore]) -> None:

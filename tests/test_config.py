@@ -61,6 +61,12 @@ def test_embeddings_may_have_one_bit() -> None:
     assert from_mapping(QuantParams, {"embedding_bits": 1, "overrides": {"a": 32, "b": "1"}}, "quant").embedding_bits == 1
 
 
+def test_overrides_that_dvc_nested_are_flat_again() -> None:
+    # `-S +quant.overrides.item_table.weight=4` writes a mapping in a mapping.
+    params = from_mapping(QuantParams, {"overrides": {"item_table": {"weight": 4}, "final": 8}}, "quant")
+    assert params.overrides == {"item_table.weight": 4, "final": 8}
+
+
 def write(tmp_path: Path, **changes: Any) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     path = tmp_path / "params.yaml"
@@ -80,6 +86,10 @@ def write(tmp_path: Path, **changes: Any) -> Path:
         ({"per_model": {"sasrec": {"train": {"epoch": 1}}}}, "did you mean 'per_model.sasrec.train.epochs'?"),
         ({"per_model": {"sasrec": {"modle": {}}}}, "did you mean 'per_model.sasrec.model'?"),
         ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [-1]}, "seeds must be between 0 and"),
+        ({"seeds": [1, 1]}, "seeds names one twice: 1, 1"),
+        ({"models": ["sasrec"]}, "variants names 'gsasrec', which is in neither models nor quantized"),
+        ({"models": ["sasrec"], "variants": ["sasrec"], "quant": {"model": "gsasrec"}}, "not in the list models"),
         ({"threads": 0}, "threads must be"),
     ],
 )

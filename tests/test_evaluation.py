@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sasrec import evaluation, metrics
 from sasrec.data.batches import Ints
+from sasrec.errors import UserError
 from tests.conftest import SmallStore
 
 
@@ -119,7 +120,7 @@ def test_a_target_that_was_seen_before_stays_a_candidate(small_store: type[Small
 
 
 def test_a_score_that_is_not_a_number_is_an_error(chains: SmallStore) -> None:
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(UserError, match="not a number"):
         evaluation.rank(lambda h, u: torch.full((len(h), 41), torch.nan), chains, "test", 5)
 
 

@@ -60,7 +60,7 @@ def test_padding_and_batch_mates_change_nothing(block: str, heads: int) -> None:
     for length in (4, 8):
         padded = torch.cat([torch.zeros(1, length - 3, dtype=torch.long), short], 1)
         mates = torch.cat([padded, torch.randint(1, 31, (5, length))])
-        torch.testing.assert_close(model.encode(mates)[:1, -3:], alone, atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.encode(mates)[:1, -3:], alone, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -10,9 +10,10 @@ import torch
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.errors import UserError
+from sasrec.guardian import Guardian
 from sasrec.models.sasrec import SASRec
-from sasrec.process import Guardian
-from sasrec.quant.attach import attach, calibrate, load_method, own_training
+from sasrec.quant.attach import attach, calibrate, freeze, load_method, own_training, quantizers
+from sasrec.quant.frozen import thaw
 from sasrec.training import Extras, Progress, Trainer, learning_rate, write_curves
 from tests.conftest import SmallStore
 
@@ -192,3 +193,25 @@ def test_curves_are_csv_without_seconds(chains: SmallStore, tmp_path: Path) -> N
     lines = (tmp_path / "c.csv").read_text().splitlines()
     assert lines[0] == "epoch,lr,train_loss,validation_loss,train_accuracy,validation_accuracy,validation_ndcg"
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
+
+
+def test_the_control_has_no_quantizers_at_any_width() -> None:
+    model = fresh()
+    module, options = load_method("control", {})
+    attach(model, QuantParams(embedding_bits=1), module, options)
+    assert not quantizers(model)
+
+
+@pytest.mark.parametrize("method", ["ste", "pact", "dorefa", "apot", "lsq"])
+def test_the_recorded_validation_is_that_of_what_is_frozen(chains: SmallStore, method: str) -> None:
+    """With one scale for a whole table statistics are buffered; the best epoch is judged with fresh ones."""
+    model = fresh()
+    module, options = load_method(method, {})
+    attach(model, QuantParams(bits=3, table="per_tensor"), module, options)
+    calibrate(model, [torch.randint(1, 41, (8, 10), generator=torch.Generator().manual_seed(0))])
+    trainer = Trainer(model, chains, FAST, 0, device=CPU, extras=own_training(model, options, 0), validate_start=True)
+    progress = trainer.run(None, "key", lambda line: None)
+    shipped = fresh()
+    shipped.load_state_dict({name: t for name, t in model.state_dict().items() if ".quantizer." not in name})
+    thaw(shipped, freeze(model))
+    assert Trainer(shipped, chains, FAST, 0, device=CPU).validate()[2] == pytest.approx(progress.best_ndcg, abs=1e-9)

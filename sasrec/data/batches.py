@@ -93,36 +93,56 @@ def epoch_batches(
     return len(batches), generate()
 
 
+# Largest bit table of (user, item) pairs, in bytes; beyond it pairs are looked up in a sorted list, ten times slower.
+BIT_TABLE = 2**28
+
+
+class Seen:
+    """Which (user, item) pairs are in the training part, as the keys user * (items + 1) + item."""
+
+    def __init__(self, store: Store) -> None:
+        offsets, ends = np.asarray(store.offsets), store.train_ends
+        self.stride = store.items_count + 1
+        lengths = ends - offsets[:-1]
+        users = np.repeat(np.arange(len(ends)), lengths)
+        inside = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths - offsets[:-1], lengths)
+        self.keys = np.unique(users * self.stride + store.items[inside])
+        self.counts = np.bincount(self.keys // self.stride, minlength=len(ends))
+        size = len(ends) * self.stride // 8 + 1
+        self.bits = np.zeros(size, np.uint8) if size <= BIT_TABLE else None
+        if self.bits is not None and len(self.keys):
+            byte, first = np.unique(self.keys >> 3, return_index=True)
+            self.bits[byte] = np.bitwise_or.reduceat((1 << (self.keys & 7)).astype(np.uint8), first)
+
+    def __call__(self, users: Ints, items: Ints) -> NDArray[np.bool_]:
+        keys = users * self.stride + items
+        if self.bits is not None:
+            return (self.bits[keys >> 3] >> (keys & 7).astype(np.uint8) & 1).astype(bool)
+        if not len(self.keys):
+            return np.zeros(len(keys), bool)
+        return self.keys[np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)] == keys
+
+
 class NegativeSampler:
     """Uniform items, or uniform items that are not in the user's training history."""
 
     def __init__(self, store: Store, unseen: bool) -> None:
-        self.items, self.unseen = store.items_count, unseen
-        self.stride = self.items + 1
-        if unseen:
-            offsets, ends = np.asarray(store.offsets), store.train_ends
-            users = np.repeat(np.arange(len(ends)), ends - offsets[:-1])
-            inside = np.arange(len(users)) + np.repeat(
-                offsets[:-1] - np.cumsum(ends - offsets[:-1]) + (ends - offsets[:-1]), ends - offsets[:-1]
-            )
-            self.seen = np.unique(users * self.stride + store.items[inside])
-            counts = np.bincount(self.seen // self.stride, minlength=len(ends))
-            self.saturated = counts >= self.items  # nothing is unseen: any item has to do
+        self.items = store.items_count
+        self.seen = Seen(store) if unseen else None
 
     def draw(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
         """Item ids of `shape`, whose first axis is that of `users`. One vectorised draw, and one more for each round of
-        those that hit the history (looked up in the sorted keys user * stride + item)."""
+        those that hit the history. A user who has seen everything gets any item."""
         drawn = rng.integers(1, self.items + 1, shape)
-        if not self.unseen:
+        if self.seen is None:
             return drawn
         flat = drawn.reshape(-1)
         owner = np.repeat(users, int(np.prod(shape[1:])))
-        pending = np.flatnonzero(~self.saturated[owner])
+        pending = np.flatnonzero(self.seen(owner, flat))
+        pending = pending[self.seen.counts[owner[pending]] < self.items]
         while len(pending):
-            keys = owner[pending] * self.stride + flat[pending]
-            place = np.minimum(np.searchsorted(self.seen, keys), len(self.seen) - 1)
-            pending = pending[self.seen[place] == keys]
             flat[pending] = rng.integers(1, self.items + 1, len(pending))
+            pending = pending[self.seen(owner[pending], flat[pending])]
         return flat.reshape(shape)
 
     def draw_shared(self, count: int, rng: np.random.Generator) -> Ints:

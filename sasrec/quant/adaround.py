@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sasrec.config import within
+from sasrec.guardian import stop_if_orphaned
 from sasrec.models.taps import Linear, Place, Table
 from sasrec.quant.attach import recording
 from sasrec.quant.quantizer import FixedScale, Quantizer
@@ -210,6 +211,7 @@ def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, see
     if looked_up:
         order.insert(0, order.pop())
     for name in order:
+        stop_if_orphaned()
         with torch.no_grad():
             inputs = inputs_of(model, [name] if name != STATES else [], histories)[name]
         layer, quantizer = layers[name], layers[name].weight_tap.quantizer

@@ -51,6 +51,8 @@ def attach(model: nn.Module, params: QuantParams, method: Any, options: Any) -> 
     Raises UserError for an override of a tensor that the model does not have, or an activation below 2 bits.
     """
     all_taps = taps(model)
+    if not getattr(method, "QUANTIZES", True):
+        return
     for name in params.overrides:
         if name not in all_taps:
             raise unknown("tensor in quant.overrides", name, all_taps)

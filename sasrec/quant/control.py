@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from sasrec.models.taps import Place
 
 TRAINS = True
+# Not even to one bit, where the quantizer is the same for every method.
+QUANTIZES = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,12 @@ class FrozenQuantizer(nn.Module):
         super().__init__()
         self.grid = grid
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "FrozenQuantizer":
+        """Follow the model to another device."""
+        grid = self.grid
+        self.grid = Grid(grid.bits, fn(grid.levels), fn(grid.scale), fn(grid.shift))
+        return super()._apply(fn, recurse)
+
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return self.grid.quantize(x, rows)
 

@@ -54,6 +54,8 @@ def answer(results: Results, quant: QuantParams) -> str:
     best = best_method(results)
     if best is None:
         return "No quantized variant was measured in this study, so there is nothing to choose between."
+    if not best.metrics["valid_ndcg@10"]:
+        return "No quantized variant finds a single validation item, so there is nothing to choose: train for longer first."
     values = best.metrics
     others = len(results.of_kind("method"))
     ranked = (
@@ -63,9 +65,10 @@ def answer(results: Results, quant: QuantParams) -> str:
     sentences = [f"At {width_text(quant)}, choose {best.name}: {ranked}."]
     source = results.get(quant.model)
     if source:
+        ratio = source.metrics["bytes"] / values["bytes"]
+        compared = f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / ratio:.1f} times larger"
         sentences.append(
-            f"The exported model takes {size_text(values['bytes'])}, "
-            f"{source.metrics['bytes'] / values['bytes']:.1f} times smaller than {source.name} in full precision "
+            f"The exported model takes {size_text(values['bytes'])}, {compared} than {source.name} in full precision "
             f"({size_text(source.metrics['bytes'])})."
         )
     own = results.own(best)
@@ -80,7 +83,7 @@ def answer(results: Results, quant: QuantParams) -> str:
 
 
 def _described(reference: str) -> str:
-    return "the control, which trained on for as long in full precision" if reference == "control" else reference
+    return "the control, which trained for as long in full precision" if reference == "control" else reference
 
 
 def _against_ptq(best: Variant, results: Results) -> list[str]:
@@ -92,7 +95,7 @@ def _against_ptq(best: Variant, results: Results) -> list[str]:
     return {
         "within noise": [
             f"Plain post-training quantization (ptq) cannot be told apart from it: {best.name} against ptq is "
-            f"{change}. ptq needs no training, so it is the simpler choice here."
+            f"{change}. ptq is the simpler choice here."
         ],
         "better": [f"It beats plain post-training quantization (ptq) by {change}."],
         "worse": [f"On the test items, though, it is below plain post-training quantization (ptq): {change}."],
@@ -131,10 +134,17 @@ def _control(results: Results, quant: QuantParams) -> str:
     if own is None:
         return ""
     noise = "within" if own.verdict == "within noise" else "beyond"
-    return (
-        f"The control shows what training on does by itself: {change_text(own)} against {quant.model}, {noise} noise. "
-        f"Methods that train are therefore compared with the control, ptq and adaround with {quant.model}."
-    )
+    what = "The control shows what training on does by itself"
+    if quant.init == "scratch":
+        what = "The control is trained from scratch by the code that trains the quantized variants, without quantizers"
+    sentences = [f"{what}: {change_text(own)} against {quant.model}, {noise} noise."]
+    trained = [variant.name for variant in results.of_kind("method") if variant.name not in UNTRAINED]
+    untrained = [variant.name for variant in results.of_kind("method") if variant.name in UNTRAINED]
+    if trained:
+        sentences.append(f"{_listed(trained)} are compared with the control.")
+    if untrained:
+        sentences.append(f"{_listed(untrained)} are compared with {quant.model}, from which they start.")
+    return " ".join(sentences)
 
 
 def _models(results: Results) -> list[str]:
@@ -145,7 +155,7 @@ def _models(results: Results) -> list[str]:
             comparison = results.comparisons.get((model.name, name))
             if comparison is None:
                 continue
-            times = f"{model.metrics['ndcg@10'] / comparison.base:.1f} times " if comparison.base else "against 0 of "
+            times = f"{model.metrics['ndcg@10'] / comparison.base:.1f} times " if comparison.base else "(against 0) "
             interval = f"{comparison.difference:+.4f}, 95 % interval {comparison.low:+.4f} to {comparison.high:+.4f}"
             noise = ", within noise" if comparison.verdict == "within noise" else ""
             parts.append(

@@ -172,7 +172,8 @@ def _data(stats: Mapping[str, Any], results: Results, quant: QuantParams) -> str
     median = f", {length['median']:g} a user in the median" if isinstance(length, Mapping) and "median" in length else ""
     return (
         f"{stats['users']:,} users, {stats['items']:,} items, {stats['interactions']:,} interactions{median}. "
-        f"{results.variants[-1].metrics['users']:,} users evaluated. Quantized: {quant.model}, at {width_text(quant)}."
+        f"{results.variants[-1].metrics['users']:,} users evaluated."
+        + (f" Quantized: {quant.model}, at {width_text(quant)}." if results.of_kind("method") else "")
     )
 
 

@@ -1,6 +1,7 @@
 """Print the results table again, from metrics/*.json: python -m sasrec.report.show [VARIANT ...]
 
-Without names: in the order of plots/summary.csv, or sorted. The comparison columns come from that file where it fits.
+Without names: those of plots/summary.csv, or all that are in metrics/. The comparison columns
+come from that file where it fits.
 """
 
 import csv
@@ -25,7 +26,8 @@ def stored_rows(names: Sequence[str]) -> list[dict[str, Any]]:
             summary = {row["name"]: row for row in csv.DictReader(file)}
     found = sorted(path.stem for path in Path("metrics").glob("*.json"))
     known = list(summary)
-    chosen = names or sorted(found, key=lambda name: known.index(name) if name in known else len(known))
+    # The summary holds the variants of the last study; metrics of earlier ones may still lie beside theirs.
+    chosen = names or known or found
     if not chosen:
         raise UserError("metrics/ holds no results; run `dvc repro`")
     rows = []
