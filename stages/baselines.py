@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from sasrec import metrics, protocol
+from sasrec.baselines import Markov, Popularity
 from sasrec.config import Study
 from sasrec.data.sequences import Sequences
 from sasrec.evaluation import Part, Ranks, Scorer, history_ends, rank
 from sasrec.files import write_json
-from sasrec.models.baselines import Markov, Popularity
 from stages.common import run
 
 SECTIONS = ("threads", "evaluate")

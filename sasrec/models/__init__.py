@@ -1,1 +1,0 @@
-"""The recommenders; nothing here knows about quantization beyond naming the places where it may happen."""
