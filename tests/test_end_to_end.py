@@ -123,6 +123,7 @@ def clean(study: Project) -> Iterator[Project]:
     """The study, put back as committed afterwards."""
     yield study
     study.git("reset", "-q", "--hard")
+    study.git("clean", "-fdq")
     study.run("dvc", "checkout", "-q")
 
 
