@@ -294,7 +294,7 @@ class EvaluateParams:
 class BenchmarkParams:
     threads: int = 1
     batch_sizes: tuple[int, ...] = (1, 32, 512)
-    repeats: int = 20
+    repeats: int = 7
 
     def __post_init__(self) -> None:
         within("threads", self.threads, 1, 1024)
