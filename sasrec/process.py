@@ -17,7 +17,7 @@ from sasrec.guardian import stop_if_orphaned
 
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep what is freed instead of returning it to the kernel. Every tensor of more than 128 KiB is
-    otherwise mapped anew, and its pages are cleared again at first touch: up to a fifth of a training step."""
+    otherwise mapped anew, and its pages are cleared again at first touch."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc

@@ -93,7 +93,7 @@ def epoch_batches(
     return len(batches), generate()
 
 
-# Largest bit table of (user, item) pairs, in bytes; beyond it pairs are looked up in a sorted list, ten times slower.
+# Largest bit table of (user, item) pairs, in bytes; beyond it pairs are looked up in a sorted list, five times slower.
 BIT_TABLE = 2**28
 
 

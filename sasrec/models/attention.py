@@ -16,7 +16,7 @@ HIDDEN_SCORE = -1e9
 class WeightedSum(torch.autograd.Function):
     """softmax(q k^T / sqrt(d) + bias), times a dropout mask, times v; all of shape (batch * heads, n or length, d).
 
-    The same as the operators one by one, with a third of the passes over the (n, length) matrices: scale and bias are part
+    The same as the operators one by one, with fewer passes over the (n, length) matrices: scale and bias are part
     of the product, and the gradient is worked out in place.
     """
 

@@ -16,7 +16,7 @@ def dropout_mask(x: Tensor, rate: float) -> Tensor:
     drop = max(1, min(255, round(rate * 256)))
     words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     # A byte -128..127 is kept where byte >= drop - 128. In float arithmetic, because comparing bytes and converting the
-    # result is 5 times slower than the three passes here: the difference to the last dropped byte, cut to 0..1.
+    # result is 4 times slower than the three passes here: the difference to the last dropped byte, cut to 0..1.
     mask = words.view(torch.int8)[: x.numel()].to(x.dtype)
     return mask.sub_(drop - 129).clamp_(0, 1).mul_(256 / (256 - drop)).view(x.shape)
 

@@ -47,7 +47,11 @@ def table(path: Path) -> str:
             f"| {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
         )
     first = next(iter(rows.values()))
-    return "\n".join(lines) + f"\n\n{first['users']:,} users; protocol card `{first['card']}`.\n"
+    facts = f"{first['users']:,} users; protocol card `{first['card']}`"
+    if not path.is_dir():
+        made = read_json(path)["environment"]
+        facts += f"; made in {made['seconds'] / 60:.0f} minutes with {made['threads']} threads of {made['cpu']}"
+    return "\n".join(lines) + f"\n\n{facts}.\n"
 
 
 def filled(text: str) -> str:
