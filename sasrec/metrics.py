@@ -34,15 +34,31 @@ def summarize(ranks: Floats, prefix: str = "") -> dict[str, float]:
     return result
 
 
-def bootstrap_interval(values: Floats, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (users,), resampling users (Efron 1979).
+def deviation(means: Floats) -> float | None:
+    """Sample standard deviation of one mean per seed, (seeds,); None of a single seed, which has none."""
+    return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
-    A resample of n users with replacement is a multinomial weight vector, so that no index matrix is built.
+
+def bootstrap_intervals(values: Floats, resamples: int, seed: int, level: float = 0.95) -> list[tuple[float, float]]:
+    """Percentile bootstrap intervals (Efron 1979) of the mean of each row of `values` (n, seeds, users).
+
+    Each resample draws users with replacement and, where there are several, seeds: the interval then covers what another
+    set of users and another training run would have given. With few seeds it is a little too narrow, as all bootstraps
+    of few are. All rows share the resamples, so that they can be compared, and drawing them is what takes the time.
     """
     rng = np.random.default_rng(seed)
-    n = len(values)
-    means = np.empty(resamples)
+    rows, seeds, users = values.shape
+    means = np.empty((resamples, rows))
     for i in range(resamples):
-        means[i] = np.bincount(rng.integers(0, n, n), minlength=n) @ values / n
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        # A resample with replacement is a multinomial weight vector, so that no index matrix is built.
+        of_seeds = values @ np.bincount(rng.integers(0, users, users), minlength=users) / users  # (n, seeds)
+        if seeds > 1:
+            of_seeds = of_seeds[:, rng.integers(0, seeds, seeds)]
+        means[i] = of_seeds.mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def bootstrap_interval(values: Floats, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval of one set of `values`, (users,) or (seeds, users)."""
+    return bootstrap_intervals(np.atleast_2d(values)[None], resamples, seed, level)[0]

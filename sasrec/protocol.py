@@ -13,8 +13,13 @@ from sasrec import metrics
 from sasrec.config import EvaluateParams
 from sasrec.evaluation import Ranks
 from sasrec.files import atomic, write_json
+from sasrec.metrics import Floats
 
 DIGITS = 5
+
+# What ranks are taken among, and how the keys of its metrics begin.
+PREFIX = {"full": "", "sampled": "sampled_"}
+PROTOCOLS = tuple(PREFIX)
 
 
 def card(stats: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
@@ -41,6 +46,21 @@ def short_hash(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def quality(ranks: Mapping[str, Floats], params: EvaluateParams) -> dict[str, Any]:
+    """What the ranks alone give: every metric's mean, the interval of NDCG@10, and the standard deviations over seeds,
+    None of a single seed. ranks: (seeds, users) by protocol. Rounded to DIGITS."""
+    values: dict[str, float | None] = {}
+    for name in PROTOCOLS:
+        values |= metrics.summarize(ranks[name], PREFIX[name])
+    gains = metrics.ndcg(ranks["full"], 10)
+    values["ndcg@10_low"], values["ndcg@10_high"] = metrics.bootstrap_interval(gains, params.bootstrap, params.seed)
+    values["hr@10_std"] = metrics.deviation(metrics.hit_rate(ranks["full"], 10).mean(1))
+    values["ndcg@10_std"] = metrics.deviation(gains.mean(1))
+    values["sampled_ndcg@10_std"] = metrics.deviation(metrics.ndcg(ranks["sampled"], 10).mean(1))
+    counts = dict(zip(("seeds", "users"), ranks["full"].shape, strict=True))
+    return {key: value if value is None else round(value, DIGITS) for key, value in values.items()} | counts
+
+
 def flat_metrics(
     ranks: Sequence[Ranks],
     params: EvaluateParams,
@@ -48,18 +68,12 @@ def flat_metrics(
     sizes: Mapping[str, float],
     validation: float | None,
 ) -> dict[str, Any]:
-    """The content of `metrics/<variant>.json`. ranks: one per seed, means are taken over them; the interval resamples
-    users. sizes: bits, bytes, embedding_bytes, weight_bytes. validation: NDCG@10 of the checkpoint on validation."""
-    full = np.stack([r.full for r in ranks]).astype(np.float64)  # (seeds, users)
-    sampled = np.stack([r.sampled for r in ranks]).astype(np.float64)
-    low, high = metrics.bootstrap_interval(metrics.ndcg(full, 10).mean(0), params.bootstrap, params.seed)
-    values: dict[str, Any] = metrics.summarize(full)
-    values["coverage@10"] = float(np.mean([r.coverage for r in ranks]))
-    values |= {"ndcg@10_low": low, "ndcg@10_high": high}
-    values |= metrics.summarize(sampled, "sampled_")
-    values["valid_ndcg@10"] = validation
-    result = {key: value if value is None else round(value, DIGITS) for key, value in values.items()}
-    result["users"] = full.shape[1]
+    """The content of `metrics/<variant>.json`. ranks: one per seed. sizes: bits, bytes, embedding_bytes, weight_bytes.
+    validation: NDCG@10 of the checkpoint on validation, the mean over seeds."""
+    stacked = {name: np.stack([getattr(r, name) for r in ranks]).astype(np.float64) for name in PROTOCOLS}
+    result = quality(stacked, params)
+    result["coverage@10"] = round(float(np.mean([r.coverage for r in ranks])), DIGITS)
+    result["valid_ndcg@10"] = validation if validation is None else round(validation, DIGITS)
     result |= {key: int(value) if float(value).is_integer() else round(value, 2) for key, value in sizes.items()}
     return result | {"card": short_hash(protocol)}
 
@@ -67,7 +81,7 @@ def flat_metrics(
 def write_ranks(folder: Path, ranks: Sequence[Ranks], seeds: Sequence[int], protocol: dict[str, Any]) -> None:
     """Per-user ranks, (users,) float32 in the order of the evaluated users, a folder a seed; and the card."""
     for seed, result in zip(seeds, ranks, strict=True):
-        for name in ("full", "sampled"):
+        for name in PROTOCOLS:
             content = io.BytesIO()
             np.save(content, getattr(result, name))
             with atomic(folder / str(seed) / f"{name}.npy") as temporary:

@@ -1,20 +1,33 @@
-"""Keep the results in metrics/ as a reference: python -m stages.reference NAME DATA_FILE SECONDS COMMAND
+"""Keep the results in metrics/ as a reference, or check the kept ones from their ranks.
 
-Writes metrics/reference/NAME.json: the command that made them, all parameters, the machine, the
-data file's sha256, the protocol card, and every variant's metrics; and the curves beside it in metrics/reference/NAME/.
+    python -m stages.reference keep NAME --data FILE --seconds N --command COMMAND [--tried FILE]
+    python -m stages.reference check [NAME ...]
+
+`keep` writes metrics/reference/NAME.json and, beside it in metrics/reference/NAME/, the curves, every user's rank and the
+study's part of dvc.lock. --tried: a JSON file with the configurations that were compared on validation to choose this one.
+`check` recomputes every metric, interval and comparison from the ranks alone.
 """
 
+import argparse
 import importlib.metadata
+import json
 import platform
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
+from sasrec import reference
+from sasrec.config import Study
 from sasrec.errors import UserError
-from sasrec.files import read_json, sha256, write_json
+from sasrec.files import atomic, read_json, sha256, write_json, write_text
+from sasrec.protocol import PROTOCOLS
+from sasrec.report.results import BASELINE_SEED, BASELINES
 from stages.common import PARAMS, read_study
 
 PACKAGES = ("torch", "numpy", "pandas", "dvc")
@@ -27,42 +40,88 @@ def processor() -> str:
     return found[1] if found else platform.processor()
 
 
-def main(name: str, file: str, seconds: str, command: str) -> None:
+def tried(file: str | None) -> dict[str, Any]:
+    """The record of how the configuration was chosen."""
+    configurations = json.loads(Path(file).read_text(encoding="utf-8")) if file else []
+    return {"count": len(configurations), "configurations": configurations, "test_reads": 1}
+
+
+def lock(study: Study) -> str:
+    """The entries of dvc.lock that belong to the study; an experiment leaves those of earlier ones in place."""
+    content = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+    wanted = {"fetch", "prepare", "baselines", "report"}
+    wanted |= {f"train@{model}-{seed}" for model in study.models for seed in study.seeds}
+    wanted |= {f"quantize@{method}-{seed}" for method in study.quantized for seed in study.seeds}
+    wanted |= {f"{stage}@{variant}" for stage in ("export", "evaluate", "benchmark") for variant in study.variants}
+    content["stages"] = {name: entry for name, entry in content["stages"].items() if name in wanted}
+    return str(yaml.safe_dump(content, sort_keys=False))
+
+
+def keep(options: argparse.Namespace) -> None:
     study = read_study()
-    card = read_json(Path("data/evaluated", study.variants[0], "card.json"))
-    if not Path(file).is_file():
-        raise UserError(f"{file} is not a file; name the data file that the results were made from")
-    folder = Path("metrics/reference", name)
-    write_json(
-        folder.with_suffix(".json"),
-        {
-            "command": command,
-            "params": yaml.safe_load(PARAMS.read_text(encoding="utf-8")),
-            "environment": {
-                "cpu": processor(),
-                "threads": study.threads,
-                "seconds": int(seconds),
-                "python": platform.python_version(),
-                **{package: importlib.metadata.version(package) for package in PACKAGES},
-            },
-            "data": {"file": file, "sha256": sha256(file)},
-            "card": card,
-            "variants": {
-                name: read_json(Path("metrics", f"{name}.json")) for name in ("popularity", "markov", *study.variants)
-            },
-        },
-    )
+    if not Path(options.data).is_file():
+        raise UserError(f"--data {options.data} is not a file; name the data file that the results were made from")
+    history = tried(options.tried)
+    folder = reference.ROOT / options.name
+    baselines = [name for name in BASELINES if Path("metrics", f"{name}.json").exists()]
+    variants = {name: read_json(Path("metrics", f"{name}.json")) for name in (*baselines, *study.variants)}
+    cards = {values["card"] for values in variants.values()}
+    if len(cards) > 1:
+        raise UserError(f"the files in metrics/ were measured under different protocols ({', '.join(sorted(cards))})")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for variant in study.variants:
-        for seed in study.seeds:
-            shutil.copy(Path("plots/curves", f"{variant}-{seed}.csv"), folder)
+    for name in variants:
+        for seed in (BASELINE_SEED,) if name in baselines else study.seeds:
+            source = Path("data/evaluated", name, str(seed))
+            for protocol in PROTOCOLS:
+                with atomic(reference.rank_file(options.name, name, seed, protocol)) as temporary:
+                    temporary.write_bytes(reference.packed(np.load(source / f"{protocol}.npy")))
+            if name not in baselines:
+                shutil.copy(Path("plots/curves", f"{name}-{seed}.csv"), folder)
+    write_text(folder / "dvc.lock", lock(study))
+    content: dict[str, Any] = {
+        "command": options.command,
+        "params": yaml.safe_load(PARAMS.read_text(encoding="utf-8")),
+        "environment": {
+            "cpu": processor(),
+            "threads": study.threads,
+            "seconds": options.seconds,
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+        "data": {"file": options.data, "sha256": sha256(options.data)},
+        "card": read_json(Path("data/evaluated", study.variants[0], "card.json")),
+        "tried": history,
+        "variants": variants,
+    }
+    _, content["comparisons"] = reference.recomputed(options.name, content)
+    write_json(folder.with_suffix(".json"), content)
+
+
+def check(names: Sequence[str]) -> None:
+    found = [problem for name in names or reference.names() for problem in reference.problems(name)]
+    if found:
+        raise UserError("\n".join(found))
+    print(f"{len(names or reference.names())} references agree with their ranks")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="task", required=True)
+    keeper = commands.add_parser("keep")
+    keeper.add_argument("name")
+    keeper.add_argument("--data", required=True)
+    keeper.add_argument("--seconds", required=True, type=int)
+    keeper.add_argument("--command", required=True)
+    keeper.add_argument("--tried")
+    commands.add_parser("check").add_argument("names", nargs="*")
+    options = parser.parse_args()
+    try:
+        keep(options) if options.task == "keep" else check(options.names)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        sys.exit(__doc__)
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    main()

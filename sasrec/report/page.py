@@ -126,7 +126,7 @@ dvc plots diff</code></pre>
 """)
 
 CAPTIONS = {
-    "quality": "Above: NDCG@10 of every variant on the test items; each interval resamples users. Below: the same "
+    "quality": "Above: NDCG@10 of every variant on the test items; each interval resamples users (and seeds). Below: the same "
     "users compared one by one with the reference of each variant, where what is hard for every model cancels out, "
     "so the intervals are much narrower. A hollow mark is a difference within noise: its interval includes 0.",
     "size": "NDCG@10 against the bytes of the exported files, scales and manifest included. Variants of about the "
@@ -220,7 +220,8 @@ def _results(results: Results, chosen: str | None) -> str:
             verdict = f'<span class="{style}">{own.verdict}</span><small>{than} {escape(own.reference)}</small>'
         cells = [
             f"{values['bits']:g}",
-            f"{values['ndcg@10']:.4f}<small>{values['ndcg@10_low']:.4f} to {values['ndcg@10_high']:.4f}</small>",
+            f"{values['ndcg@10']:.4f}<small>{values['ndcg@10_low']:.4f} to {values['ndcg@10_high']:.4f}</small>"
+            + _deviation(values),
             change,
         ]
         after = [
@@ -237,11 +238,19 @@ def _results(results: Results, chosen: str | None) -> str:
         "Sampled NDCG@10", "Sampled HR@10",
     )  # fmt: skip
     caption = (
-        "Means over the test items of all users, with 95 % intervals. Change: NDCG@10 against the reference that the "
+        "Means over the test items of all users (and over seeds, where ± gives their standard deviation), with 95 % "
+        "intervals. Change: NDCG@10 against the reference that the "
         "verdict names, user by user. log2 rank: mean change of the rank's logarithm, below 0 is better. Sampled: "
         "ranked against the sampled candidates only." + (" ★ marks the choice." if chosen else "")
     )
     return _table("Results", caption, header, rows)
+
+
+def _deviation(values: Mapping[str, Any]) -> str:
+    """The spread over seeds, where there are several."""
+    if values["ndcg@10_std"] is None:
+        return ""
+    return f"<small>± {values['ndcg@10_std']:.4f} over {values['seeds']} seeds</small>"
 
 
 def _sizes(results: Results, quant: QuantParams) -> str:

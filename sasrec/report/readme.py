@@ -41,7 +41,8 @@ def table(path: Path) -> str:
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     for name, row in rows.items():
-        interval = f"{row['ndcg@10']:.4f} ({row['ndcg@10_low']:.4f} to {row['ndcg@10_high']:.4f})"
+        spread = "" if row["ndcg@10_std"] is None else f" ± {row['ndcg@10_std']:.4f}"
+        interval = f"{row['ndcg@10']:.4f}{spread} ({row['ndcg@10_low']:.4f} to {row['ndcg@10_high']:.4f})"
         lines.append(
             f"| {name} | {row['bits']:g} | {size_text(row['bytes'])} | {interval} | {row['hr@10']:.4f} "
             f"| {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
@@ -49,9 +50,17 @@ def table(path: Path) -> str:
     first = next(iter(rows.values()))
     facts = f"{first['users']:,} users; protocol card `{first['card']}`"
     if not path.is_dir():
-        made = read_json(path)["environment"]
-        facts += f"; made in {made['seconds'] / 60:.0f} minutes with {made['threads']} threads of {made['cpu']}"
+        content = read_json(path)
+        made = content["environment"]
+        threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+        facts += f"; made in {made['seconds'] / 60:.0f} minutes with {threads} of {made['cpu']}"
+        facts += f".\n\nProtocol: {protocol(content['card'])}"
     return "\n".join(lines) + f"\n\n{facts}.\n"
+
+
+def protocol(card: Mapping[str, Any]) -> str:
+    """The protocol card on one line."""
+    return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in card.items())
 
 
 def filled(text: str) -> str:

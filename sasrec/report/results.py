@@ -1,7 +1,8 @@
 """The results of a study read back from files, and the paired comparisons between its variants.
 
 All variants of a study rank the held-out item of the same users in the same order, so two of them are compared user by
-user: what is hard for every model cancels out, and differences far below the interval of either number become visible.
+user and seed by seed: what is hard for every model, or due to one training run, cancels out, and differences far below
+the interval of either number become visible.
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,14 @@ UNTRAINED = frozenset({"ptq", "adaround"})
 # What the tables and figures cannot do without.
 REQUIRED = (
     "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr", "coverage@10", "sampled_hr@10", "sampled_ndcg@10",
-    "valid_ndcg@10", "users", "bits", "bytes", "embedding_bytes", "weight_bytes", "card",
+    "ndcg@10_std", "valid_ndcg@10", "seeds", "users", "bits", "bytes", "embedding_bytes", "weight_bytes", "card",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """metrics: the content of metrics/<name>.json. gains: (users,) NDCG@10 of each user, log2_ranks: (users,), both
-    means over seeds. card: the protocol. reference: the variant it is compared with, if there is one."""
+    """metrics: the content of metrics/<name>.json. gains: (seeds, users) NDCG@10 of each user, log2_ranks: of the same
+    shape; one seed for what learns nothing. card: the protocol. reference: the variant it is compared with, if any."""
 
     name: str
     kind: Kind
@@ -46,7 +47,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against another, by user. difference: of NDCG@10, with the 95 % interval low..high; base: NDCG@10 of
+    """A variant against another, by user and seed. difference: of NDCG@10, with the 95 % interval low..high; base: NDCG@10 of
     the other. log2_rank: mean difference of log2(rank), +1 where the held-out items stand twice as far down."""
 
     reference: str
@@ -108,7 +109,7 @@ def load_results(study: Study) -> Results:
         variants.append(_load(name, kind, study.seeds, study))
     first = variants[-1]
     for variant in variants:
-        if variant.metrics["card"] != first.metrics["card"] or len(variant.gains) != len(first.gains):
+        if variant.metrics["card"] != first.metrics["card"] or variant.gains.shape[1] != first.gains.shape[1]:
             raise UserError(
                 f"metrics/{variant.name}.json and metrics/{first.name}.json were measured under different protocols "
                 f"and cannot be compared; run `dvc repro`"
@@ -116,12 +117,12 @@ def load_results(study: Study) -> Results:
     return Results(tuple(variants), compare(pairs(variants), study.evaluate))
 
 
-def reference(name: str, kind: Kind, study: Study) -> str | None:
+def reference(name: str, kind: Kind, variants: Sequence[str], source: str) -> str | None:
     """What a variant is compared with: methods that train with the control, which trained for as long in full
-    precision; everything else with the trained model that is quantized."""
+    precision; everything else with `source`, the trained model that is quantized. None where that is not in `variants`."""
     trained = kind == "method" and name not in UNTRAINED
-    wanted = "control" if trained and "control" in study.variants else study.quant.model
-    return wanted if wanted != name and wanted in study.variants else None
+    wanted = "control" if trained and "control" in variants else source
+    return wanted if wanted != name and wanted in variants else None
 
 
 def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
@@ -132,9 +133,8 @@ def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
     folder = Path("data/evaluated", name)
     ranks = np.stack([_read_ranks(folder / str(seed) / "full.npy") for seed in seeds])  # (seeds, users)
     card = _read(folder / "card.json")
-    return Variant(
-        name, kind, values, metrics.ndcg(ranks, 10).mean(0), np.log2(ranks).mean(0), card, reference(name, kind, study)
-    )
+    wanted = reference(name, kind, study.variants, study.quant.model)
+    return Variant(name, kind, values, metrics.ndcg(ranks, 10), np.log2(ranks), card, wanted)
 
 
 def _missing(path: Path) -> UserError:
@@ -190,12 +190,13 @@ def pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
 
 
 def compare(compared: Sequence[tuple[Variant, Variant]], params: EvaluateParams) -> dict[tuple[str, str], Comparison]:
-    """Each first variant against its second, by name; the intervals resample users."""
+    """Each first variant against its second, by name; the intervals resample users, and seeds where there are several."""
     if not compared:
         return {}
+    # (pairs, seeds, users); what learns nothing has one seed, which meets every seed of the other.
     gains = np.stack([a.gains - b.gains for a, b in compared])
     log2_ranks = np.stack([a.log2_ranks - b.log2_ranks for a, b in compared])
-    intervals = bootstrap_intervals(np.concatenate([gains, log2_ranks]), params.bootstrap, params.seed)
+    intervals = metrics.bootstrap_intervals(np.concatenate([gains, log2_ranks]), params.bootstrap, params.seed)
     return {
         (a.name, b.name): Comparison(
             b.name, float(b.gains.mean()), float(gain.mean()), *of_gain, float(log2_rank.mean()), *of_rank
@@ -204,15 +205,3 @@ def compare(compared: Sequence[tuple[Variant, Variant]], params: EvaluateParams)
             compared, gains, log2_ranks, intervals[: len(compared)], intervals[len(compared) :], strict=True
         )
     }
-
-
-def bootstrap_intervals(values: Floats, resamples: int, seed: int, level: float = 0.95) -> list[tuple[float, float]]:
-    """As `metrics.bootstrap_interval`, and with the same result, for every row of `values` (n, users): all rows share
-    the resamples, the drawing of which is what takes the time."""
-    rng = np.random.default_rng(seed)
-    users = values.shape[1]
-    means = np.empty((resamples, len(values)))
-    for i in range(resamples):
-        means[i] = values @ np.bincount(rng.integers(0, users, users), minlength=users) / users
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -12,7 +12,7 @@ from sasrec import metrics
 from sasrec.config import Study
 from sasrec.errors import UserError
 from sasrec.files import write_json, write_text
-from sasrec.report.results import Comparison, bootstrap_intervals, load_results, load_stats
+from sasrec.report.results import Comparison, load_results, load_stats
 from sasrec.report.series import load_curves, load_latencies
 
 
@@ -54,7 +54,9 @@ def test_seeds_are_averaged_by_user(folder: Path, study: Study, writer: Callable
     for name in study.variants:
         writer(name, (0, 1))
     one, two = load_results(study), load_results(replace(study, seeds=(0, 1)))
-    assert two.comparisons == one.comparisons
+    for pair, comparison in two.comparisons.items():
+        assert comparison.difference == pytest.approx(one.comparisons[pair].difference)
+    assert [variant.gains.shape for variant in two.variants] == [(1, 5)] * 2 + [(2, 5)] * 4
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,20 @@ def test_percent_of_nothing_is_unknown() -> None:
 
 
 def test_intervals_of_many_rows_are_those_of_each() -> None:
-    values = np.random.default_rng(1).normal(size=(3, 40))
+    values = np.random.default_rng(1).normal(size=(3, 2, 40))
     each = [metrics.bootstrap_interval(row, 100, 7) for row in values]
-    assert np.allclose(list(bootstrap_intervals(values, 100, 7)), each)
+    assert np.allclose(metrics.bootstrap_intervals(values, 100, 7), each)
+
+
+def test_several_seeds_widen_the_interval_by_what_differs_between_them(
+    folder: Path, study: Study, writer: Callable[..., None]
+) -> None:
+    one = np.random.default_rng(1).normal(size=(1, 400))
+    same, other = np.concatenate([one, one]), np.concatenate([one - 0.5, one + 0.5])
+    narrow, wide = (np.diff(metrics.bootstrap_interval(values, 500, 0)) for values in (same, other))
+    assert np.allclose(narrow, np.diff(metrics.bootstrap_interval(one, 500, 0)), rtol=0.1)
+    # Half of the resamples hold both seeds, a quarter each only one of them.
+    assert narrow + 0.9 < wide < narrow + 1.1
 
 
 @pytest.mark.parametrize("name", ["metrics/lsq.json", "data/evaluated/lsq/0/full.npy", "data/evaluated/lsq/card.json"])

@@ -1,0 +1,117 @@
+"""Committed references agree with the ranks beside them, and a reference that does not is noticed."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sasrec import reference
+from sasrec.config import Study
+from sasrec.errors import UserError
+from sasrec.files import read_json, write_text
+from stages import reference as command
+from tests.conftest import ROOT
+from tests.report.conftest import folder, study, writer  # noqa: F401
+
+
+@given(st.lists(st.integers(2, 200_000).map(lambda doubled: doubled / 2), max_size=40))
+def test_ranks_survive_packing(tmp_path_factory: pytest.TempPathFactory, ranks: list[float]) -> None:
+    path = tmp_path_factory.mktemp("ranks") / "x.npy.gz"
+    content = reference.packed(np.array(ranks))
+    path.write_bytes(content)
+    assert reference.unpacked(path).tolist() == ranks
+    assert content == reference.packed(np.array(ranks))
+
+
+@pytest.mark.parametrize("ranks", [[0.5], [1.25], [np.nan]])
+def test_what_is_no_rank_is_not_packed(ranks: list[float]) -> None:
+    with pytest.raises(ValueError, match="whole or half"):
+        reference.packed(np.array(ranks))
+
+
+def test_ml_1m_takes_12_kilobytes() -> None:
+    ranks = np.minimum(np.random.default_rng(0).zipf(1.3, 6040), 3416)
+    assert len(reference.packed(ranks)) < 13_000
+
+
+@pytest.fixture
+def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """A reference made of the toy study."""
+    params = {
+        "models": ["sasrec"], "quantized": ["control", "ptq", "lsq"], "variants": ["sasrec", "control", "ptq", "lsq"],
+        "seeds": [0], "quant": {"model": "sasrec"}, "evaluate": {"bootstrap": 200, "seed": 0},
+    }  # fmt: skip
+    write_text("params.yaml", yaml.safe_dump(params))
+    write_text("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": {"fetch": {}, "train@sasrec-0": {}, "train@old-0": {}}}))
+    write_text("raw.txt", "1 1\n")
+    monkeypatch.setattr(command, "read_study", lambda: study)
+    write_text("tried.json", json.dumps([{"params": {"train.lr": 0.1}, "valid_ndcg@10": 0.2}]))
+    command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", tried="tried.json"))  # type: ignore[arg-type]
+    return folder / "metrics/reference/toy.json"
+
+
+def test_a_kept_reference_agrees_with_its_ranks(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.check([])
+    assert "1 references agree" in capsys.readouterr().out
+    content = read_json(kept)
+    assert content["tried"] == {
+        "count": 1, "configurations": [{"params": {"train.lr": 0.1}, "valid_ndcg@10": 0.2}], "test_reads": 1,
+    }  # fmt: skip
+    assert list(content["variants"]) == ["popularity", "markov", "sasrec", "control", "ptq", "lsq"]
+    assert {(row["variant"], row["reference"]) for row in content["comparisons"]} >= {("lsq", "control"), ("lsq", "ptq")}
+    assert (kept.parent / "toy/lsq-0.csv").exists()
+    lock = yaml.safe_load((kept.parent / "toy/dvc.lock").read_text())
+    assert list(lock["stages"]) == ["fetch", "train@sasrec-0"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("variants", "lsq", "ndcg@10"), 0.9, r"lsq: ndcg@10 is 0\.9, the ranks give"),
+        (("variants", "lsq", "card"), "00000000", "not that of the card"),
+        (("comparisons", 0, "low"), -9.0, r"low is -9\.0, the ranks give"),
+        (("comparisons", 1, "verdict"), "sure", "verdict is sure"),
+    ],
+)
+def test_a_figure_that_the_ranks_do_not_give_is_named(kept: Path, path: tuple[str, ...], value: object, message: str) -> None:
+    content = read_json(kept)
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    kept.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        command.check(["toy"])
+
+
+def test_damaged_and_missing_ranks_are_named(kept: Path) -> None:
+    path = kept.parent / "toy/ranks/lsq-0.full.npy.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"lsq-0\.full\.npy\.gz is damaged"):
+        command.check(["toy"])
+    path.unlink()
+    with pytest.raises(UserError, match=r"lsq-0\.full\.npy\.gz does not exist"):
+        command.check(["toy"])
+    with pytest.raises(UserError, match="references: toy"):
+        command.check(["other"])
+
+
+def test_committed_references_agree_with_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert reference.names()
+    command.check([])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "metrics/reference").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_references_are_whole(file: Path) -> None:
+    content = read_json(file)
+    assert {"command", "params", "environment", "data", "card", "tried", "variants", "comparisons"} <= set(content)
+    assert content["command"].startswith("dvc ") and content["tried"]["test_reads"] == 1
+    assert (file.with_suffix("") / "dvc.lock").exists()
+    sizes = [path.stat().st_size for path in file.with_suffix("").rglob("*") if path.is_file()]
+    assert max(sizes) < 1_000_000
