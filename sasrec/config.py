@@ -38,7 +38,9 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
 
     def wrong(wanted: str) -> UserError:
-        return UserError(f"params.yaml: {key} must be {wanted}, not {value!r}")
+        # As YAML writes it: `None` would read like the word none, which some keys take.
+        written = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+        return UserError(f"params.yaml: {key} must be {wanted}, not {written}")
 
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -186,6 +188,7 @@ class PrepareParams:
 
 
 Block = Literal["original", "pre_norm", "post_norm"]
+Position = Literal["right", "left", "none"]
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,8 @@ class ModelParams:
     ffn_dim: int | None = None  # null: as wide as hidden
     dropout: float = 0.2
     block: Block = "pre_norm"
-    position: bool = True
+    # right: the last item always has the last position; left: the first item of a window has position 0.
+    position: Position = "right"
     embedding_norm: bool = False
     final_norm: bool = True
     # A projection of the attention. Redundant with one head, where it only follows the value projection; the paper has none.

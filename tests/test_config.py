@@ -40,6 +40,11 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (TrainParams, "train", [1], "train must be a mapping"),
         (ModelParams, "model", {"heads": 3}, "model.hidden (64) must be a multiple of heads (3)"),
         (ModelParams, "model", {"block": False}, "model.block must be one of"),
+        (ModelParams, "model", {"position": True}, "model.position must be one of right, left, none, not true"),
+        (ModelParams, "model", {"position": False}, "model.position must be one of right, left, none, not false"),
+        (ModelParams, "model", {"position": None}, "model.position must be one of right, left, none, not null"),
+        (ModelParams, "model", {"position": "true"}, "unknown value of model.position 'true'; known: left, none, right"),
+        (ModelParams, "model", {"position": 1}, "model.position must be one of right, left, none, not 1"),
         (ModelParams, "model", {"dropout": 1}, "model.dropout must be between 0 and 0.95, not 1"),
         (QuantParams, "quant", {"bits": 9}, "quant.bits must be between 2 and 8, not 9"),
         (QuantParams, "quant", {"weight_bits": 1}, "quant.weight_bits must be between 2 and 8, not 1"),
@@ -55,6 +60,12 @@ def test_bad_values_name_the_key(cls: type, section: str, values: Any, message: 
         from_mapping(cls, values, section)
     assert str(caught.value).startswith("params.yaml: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["right", "left", "none"])
+def test_the_kinds_of_position_are_words_in_yaml(word: str) -> None:
+    # Unlike null, none is a word to YAML.
+    assert from_mapping(ModelParams, yaml.safe_load(f"position: {word}"), "model").position == word
 
 
 def test_embeddings_may_have_one_bit() -> None:
