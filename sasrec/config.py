@@ -229,6 +229,8 @@ class TrainParams:
     negatives_from: Literal["unseen", "all"] = "unseen"
     gbce_t: float = 0.75
     windows: Literal["last", "all"] = "all"
+    # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
+    batching: Literal["bucketed", "shuffled"] = "bucketed"
     epochs: int = 60
     batch_size: int = 128
     lr: float = 1e-3

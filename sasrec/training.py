@@ -165,8 +165,8 @@ class Trainer:
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
-        max_len, every = self.model.params.max_len, self.params.windows == "all"
-        count, batches = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch)
+        max_len, every, bucketed = self.model.params.max_len, self.params.windows == "all", self.params.batching == "bucketed"
+        count, batches = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
         total = torch.zeros(2, device=self.device)
         tokens = 0
         rate = self.params.lr

@@ -70,15 +70,17 @@ def left_padded(items: NDArray[np.int32], starts: Ints, stops: Ints, length: int
 
 
 def epoch_batches(
-    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int
+    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int, bucketed: bool = True
 ) -> tuple[int, Iterator[Batch]]:
-    """The batches of one epoch, in random order, each of windows of about the same length. Returns their number too."""
+    """The batches of one epoch, in random order, each of windows of about the same length; without `bucketed`, of windows
+    drawn whatever their lengths. Either way every window is in one batch. Returns the number of batches too."""
     rng = np.random.default_rng([seed, epoch, 0])
     users, starts, stops = windows(np.asarray(store.offsets), store.train_ends, max_len, every, rng)
     order = rng.permutation(len(users))
-    lengths = (stops - starts)[order]
-    pool = np.arange(len(order)) // (batch_size * BATCHES_SORTED_TOGETHER)
-    order = order[np.lexsort((lengths, pool))]
+    if bucketed:
+        lengths = (stops - starts)[order]
+        pool = np.arange(len(order)) // (batch_size * BATCHES_SORTED_TOGETHER)
+        order = order[np.lexsort((lengths, pool))]
     batches = rng.permutation(-(-len(order) // batch_size))
 
     def generate() -> Iterator[Batch]:
