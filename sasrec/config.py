@@ -227,6 +227,8 @@ class TrainParams:
     negatives: int = 256
     shared_negatives: bool = True
     negatives_from: Literal["unseen", "all"] = "unseen"
+    # popularity: the negatives of sampled_softmax are drawn by training counts, and their logits corrected for it (logQ).
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     gbce_t: float = 0.75
     windows: Literal["last", "all"] = "all"
     # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
@@ -248,6 +250,11 @@ class TrainParams:
             within(name, getattr(self, name), 1)
         within("epochs", self.epochs, 0)
         within("gbce_t", self.gbce_t, 0, 1)
+        if self.negative_sampling == "popularity" and self.loss != "sampled_softmax":
+            raise ValueError(
+                f"negative_sampling is popularity, which loss: {self.loss} cannot correct for; "
+                "set negative_sampling: uniform, or loss: sampled_softmax"
+            )
         within("warmup", self.warmup, 0, 1)
         within("weight_decay", self.weight_decay, 0)
         if self.clip_norm is not None and self.clip_norm <= 0:

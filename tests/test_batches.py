@@ -117,6 +117,27 @@ def test_both_ways_of_looking_up_what_was_seen_agree(sequences: list[list[int]])
     assert seen(users, items).tolist() == expected
 
 
+def test_shared_negatives_follow_the_training_counts(small_store: type[SmallStore]) -> None:
+    # The last two items of a user with three or more are held out: 5 and 6 occur only there, 4 nowhere.
+    store = small_store([[1, 1, 1, 2, 5, 6], [2, 3], [1, 1, 6, 5]], 6)
+    sampler = NegativeSampler(store, True, by_popularity=True)
+    drawn = sampler.draw_shared(80_000, np.random.default_rng(0))
+    counts = np.bincount(drawn, minlength=7)
+    assert counts[[0, 4, 5, 6]].tolist() == [0, 0, 0, 0]
+    np.testing.assert_allclose(counts[1:4] / len(drawn), [5 / 8, 2 / 8, 1 / 8], atol=0.005)
+    log_expected = sampler.log_expected(np.array([1, 3, 2, 2]))
+    assert log_expected is not None
+    np.testing.assert_allclose(log_expected, np.log([4 * 5 / 8, 4 / 8, 4 * 2 / 8, 4 * 2 / 8]), rtol=1e-6)
+    assert log_expected.dtype == np.float32
+
+
+def test_uniform_shared_negatives_need_no_correction(chains: SmallStore) -> None:
+    sampler = NegativeSampler(chains, True)
+    drawn = sampler.draw_shared(500, np.random.default_rng(0))
+    assert (drawn == np.random.default_rng(0).integers(1, 41, 500)).all()
+    assert sampler.log_expected(drawn) is None
+
+
 def test_a_user_who_has_seen_everything_gets_any_item(small_store: type[SmallStore]) -> None:
     store = small_store([[1, 2, 3, 1, 2]], 3)
     drawn = NegativeSampler(store, True).draw(np.zeros(50, np.int64), (50,), np.random.default_rng(0))

@@ -59,6 +59,7 @@ def test_every_loss_learns_the_chains(chains: SmallStore, loss: str) -> None:
         {"clip_norm": 0.5},
         {"windows": "last"},
         {"batching": "shuffled"},
+        {"negative_sampling": "popularity"},
         {"negatives_from": "all", "loss": "bce"},
         {"select_on": "sampled"},
     ],
@@ -71,9 +72,14 @@ def test_options_train_too_and_change_the_run(chains: SmallStore, options: dict[
     assert options.keys() == {"select_on"} or not same(plain, changed)
 
 
-@pytest.mark.parametrize("batching", ["bucketed", "shuffled"])
-def test_the_same_seed_gives_the_same_bits(chains: SmallStore, batching: Any) -> None:
-    params = dataclasses.replace(FAST, batching=batching)
+def test_popular_negatives_learn_the_chains_too(chains: SmallStore) -> None:
+    _, progress = train(chains, dataclasses.replace(FAST, negative_sampling="popularity", epochs=25))
+    assert progress.best_ndcg > 0.8
+
+
+@pytest.mark.parametrize("options", [{}, {"batching": "shuffled"}, {"negative_sampling": "popularity"}])
+def test_the_same_seed_gives_the_same_bits(chains: SmallStore, options: dict[str, Any]) -> None:
+    params = dataclasses.replace(FAST, **options)
     assert same(train(chains, params)[0], train(chains, params)[0])
 
 
