@@ -124,8 +124,8 @@ def test_many_popular_negatives_with_their_correction_become_the_full_softmax() 
 
     assert max(error(sampled(torch.from_numpy(log_expected)))) < 0.01
     assert error(sampled(None))[0] > 5
-    assert error(sampled(None))[1] > 0.1
-    assert min(error(sampled(torch.tensor(math.log(drawn_count / items))))) > 0.1
+    assert error(sampled(None))[1] > 0.05
+    assert min(error(sampled(torch.tensor(math.log(drawn_count / items))))) > 0.05
     positive = (states * table[targets]).sum(-1)
     negative = (states @ table[drawn].T).masked_fill(drawn == targets[:, None], -torch.inf)
     of_targets = torch.from_numpy(np.log(drawn_count * 2 * targets.numpy() / len(store.items)))
