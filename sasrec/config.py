@@ -38,7 +38,9 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
 
     def wrong(wanted: str) -> UserError:
-        return UserError(f"params.yaml: {key} must be {wanted}, not {value!r}")
+        # As YAML writes it: `None` would read like the word none, which some keys take.
+        written = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+        return UserError(f"params.yaml: {key} must be {wanted}, not {written}")
 
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -186,6 +188,7 @@ class PrepareParams:
 
 
 Block = Literal["original", "pre_norm", "post_norm"]
+Position = Literal["right", "left", "none"]
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,8 @@ class ModelParams:
     ffn_dim: int | None = None  # null: as wide as hidden
     dropout: float = 0.2
     block: Block = "pre_norm"
-    position: bool = True
+    # right: the last item always has the last position; left: the first item of a window has position 0.
+    position: Position = "right"
     embedding_norm: bool = False
     final_norm: bool = True
     # A projection of the attention. Redundant with one head, where it only follows the value projection; the paper has none.
@@ -223,8 +227,12 @@ class TrainParams:
     negatives: int = 256
     shared_negatives: bool = True
     negatives_from: Literal["unseen", "all"] = "unseen"
+    # popularity: the negatives of sampled_softmax are drawn by training counts, and their logits corrected for it (logQ).
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     gbce_t: float = 0.75
     windows: Literal["last", "all"] = "all"
+    # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
+    batching: Literal["bucketed", "shuffled"] = "bucketed"
     epochs: int = 60
     batch_size: int = 128
     lr: float = 1e-3
@@ -242,6 +250,11 @@ class TrainParams:
             within(name, getattr(self, name), 1)
         within("epochs", self.epochs, 0)
         within("gbce_t", self.gbce_t, 0, 1)
+        if self.negative_sampling == "popularity" and self.loss != "sampled_softmax":
+            raise ValueError(
+                f"negative_sampling is popularity, which loss: {self.loss} cannot correct for; "
+                "set negative_sampling: uniform, or loss: sampled_softmax"
+            )
         within("warmup", self.warmup, 0, 1)
         within("weight_decay", self.weight_decay, 0)
         if self.clip_norm is not None and self.clip_norm <= 0:

@@ -70,8 +70,17 @@ def gbce(positive: Tensor, negative: Tensor, beta: float) -> Tensor:
     return (total / (negative.shape[-1] + 1)).mean()
 
 
-def sampled_softmax(positive: Tensor, negative: Tensor) -> Tensor:
-    """Cross-entropy of the target among itself and the negatives (tokens, n). -inf marks a negative to leave out."""
+def sampled_softmax(positive: Tensor, negative: Tensor, log_expected: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the target among itself and the negatives (tokens, n). -inf marks a negative to leave out.
+
+    log_expected: (n,), the log of how often each negative's item is expected in the draw, log(n Q(item)). With it, exp(s+)
+    + sum exp(s-) / (n Q) estimates the softmax's denominator over all items that can be drawn, without bias (Bengio and
+    Senecal, IEEE TNN 2008; Jean et al., ACL 2015, arXiv 1412.2007, section 3). The target is in it once for certain, so
+    its log is 0: correcting it as if it had been drawn, as in-batch negatives do (Yi et al., RecSys 2019), leaves a bias
+    (Khrylchenko et al., RecSys 2025, arXiv 2507.09331).
+    """
+    if log_expected is not None:
+        negative = negative - log_expected
     logits = torch.cat([positive.unsqueeze(-1), negative], -1)
     return (logits.logsumexp(-1) - positive).mean()
 
@@ -115,12 +124,14 @@ def compute(
     targets: Tensor,
     negatives: Tensor,
     real: Tensor | None = None,
+    log_expected: Tensor | None = None,
 ) -> Result:
     """The loss that `params` names.
 
     states: (tokens, hidden), and targets: (tokens,). negatives: (tokens, n); (n,) shared by the batch; for cross-entropy
     (tokens, 1), which only the pairwise accuracy uses; or shared by each sequence, (batch, n), and then states: (batch,
     length, hidden) and real: (batch, length), True at the tokens. table: gives the (items + 1, hidden) scoring table.
+    log_expected: (n,) of the sampled softmax, where its negatives are not uniform; the accuracy is by the plain scores.
     """
     if params.loss == "cross_entropy":
         weights = table()
@@ -145,5 +156,5 @@ def compute(
     elif params.loss == "gbce":
         loss = gbce(positive, negative, gbce_beta(items, negative.shape[-1], params.gbce_t))
     else:
-        loss = sampled_softmax(positive, negative)
+        loss = sampled_softmax(positive, negative, log_expected)
     return Result(loss, accuracy)

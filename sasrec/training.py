@@ -112,7 +112,7 @@ class Trainer:
             groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
-        self.sampler = NegativeSampler(store, params.negatives_from == "unseen")
+        self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
         self.validation_batches = list(
             evaluation.blocks(store, "validation", model.params.max_len, 512) if len(store.evaluated) else []
@@ -165,8 +165,8 @@ class Trainer:
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
-        max_len, every = self.model.params.max_len, self.params.windows == "all"
-        count, batches = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch)
+        max_len, every, bucketed = self.model.params.max_len, self.params.windows == "all", self.params.batching == "bucketed"
+        count, batches = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
         total = torch.zeros(2, device=self.device)
         tokens = 0
         rate = self.params.lr
@@ -218,6 +218,7 @@ class Trainer:
         return self.sampler.draw(users, (*shape, 1 if self.kind == "none" else self.params.negatives), rng)
 
     def _result(self, states: Tensor, targets: Ints, negatives: Ints, real: Tensor | None = None) -> losses.Result:
+        log_expected = self.sampler.log_expected(negatives)
         return losses.compute(
             self.params,
             self.store.items_count,
@@ -227,6 +228,7 @@ class Trainer:
             self._tensor(targets),
             self._tensor(negatives),
             real,
+            None if log_expected is None else self._tensor(log_expected),
         )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sasrec.data import batches
-from sasrec.data.batches import NegativeSampler, epoch_batches, left_padded, windows
+from sasrec.data.batches import Batch, NegativeSampler, epoch_batches, left_padded, windows
 from tests.conftest import SmallStore
 
 
@@ -55,12 +55,39 @@ def test_an_epoch_can_be_repeated_and_differs_from_the_next(chains: SmallStore) 
     )
 
 
-def test_batches_hold_windows_of_like_length(small_store: type[SmallStore]) -> None:
+def padding(epoch: list[Batch]) -> float:
+    """Share of the cells of an epoch's batches."""
+    return sum(int((b.histories == 0).sum()) for b in epoch) / sum(b.histories.size for b in epoch)
+
+
+def test_buckets_hold_windows_of_like_length_and_shuffled_batches_of_any(small_store: type[SmallStore]) -> None:
     rng = np.random.default_rng(0)
     store = small_store([[1] * int(n) for n in rng.integers(4, 52, 2000)], 3)
-    _, epoch = epoch_batches(store, 50, 32, True, 0, 0)
-    padding, cells = map(sum, zip(*((int((b.histories == 0).sum()), b.histories.size) for b in epoch), strict=True))
-    assert padding / cells < 0.03
+    bucketed, shuffled = (list(epoch_batches(store, 50, 32, True, 0, 0, b)[1]) for b in (True, False))
+    assert padding(bucketed) < 0.03
+    assert padding(shuffled) > 0.3
+    # In random order: no batch is all short or all long, and the batches are about equally long.
+    lengths = [(batch.histories > 0).sum(1) for batch in shuffled if len(batch.users) == 32]
+    assert min(x.max() - x.min() for x in lengths) > 20
+    assert np.ptp([x.mean() for x in lengths]) < 20
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_both_ways_of_batching_hold_the_same_windows_each_epoch(chains: SmallStore, every: bool) -> None:
+    for epoch in (1, 2):
+        content = []
+        for bucketed in (True, False):
+            count, batches = epoch_batches(chains, 8, 16, every, 3, epoch, bucketed)
+            found = list(batches)
+            assert len(found) == count
+            assert [len(b.users) for b in found].count(16) == count - 1
+            rows = [
+                (int(user), *(tuple(x[x > 0].tolist()) for x in (history, target)))
+                for b in found
+                for user, history, target in zip(b.users, b.histories, b.targets, strict=True)
+            ]
+            content.append(sorted(rows))
+        assert content[0] == content[1]
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 2)])
@@ -88,6 +115,27 @@ def test_both_ways_of_looking_up_what_was_seen_agree(sequences: list[list[int]])
     assert seen(users, items).tolist() == expected
     seen.bits = None
     assert seen(users, items).tolist() == expected
+
+
+def test_shared_negatives_follow_the_training_counts(small_store: type[SmallStore]) -> None:
+    # The last two items of a user with three or more are held out: 5 and 6 occur only there, 4 nowhere.
+    store = small_store([[1, 1, 1, 2, 5, 6], [2, 3], [1, 1, 6, 5]], 6)
+    sampler = NegativeSampler(store, True, by_popularity=True)
+    drawn = sampler.draw_shared(80_000, np.random.default_rng(0))
+    counts = np.bincount(drawn, minlength=7)
+    assert counts[[0, 4, 5, 6]].tolist() == [0, 0, 0, 0]
+    np.testing.assert_allclose(counts[1:4] / len(drawn), [5 / 8, 2 / 8, 1 / 8], atol=0.005)
+    log_expected = sampler.log_expected(np.array([1, 3, 2, 2]))
+    assert log_expected is not None
+    np.testing.assert_allclose(log_expected, np.log([4 * 5 / 8, 4 / 8, 4 * 2 / 8, 4 * 2 / 8]), rtol=1e-6)
+    assert log_expected.dtype == np.float32
+
+
+def test_uniform_shared_negatives_need_no_correction(chains: SmallStore) -> None:
+    sampler = NegativeSampler(chains, True)
+    drawn = sampler.draw_shared(500, np.random.default_rng(0))
+    assert (drawn == np.random.default_rng(0).integers(1, 41, 500)).all()
+    assert sampler.log_expected(drawn) is None
 
 
 def test_a_user_who_has_seen_everything_gets_any_item(small_store: type[SmallStore]) -> None:

@@ -38,8 +38,20 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (TrainParams, "train", {"epochs": True}, "train.epochs must be a whole number"),
         (TrainParams, "train", {"shared_negatives": "perhaps"}, "train.shared_negatives must be true or false"),
         (TrainParams, "train", [1], "train must be a mapping"),
+        (TrainParams, "train", {"negative_sampling": "popular"}, "did you mean 'popularity'?"),
+        (
+            TrainParams,
+            "train",
+            {"negative_sampling": "popularity", "loss": "bce"},
+            "train.negative_sampling is popularity, which loss: bce cannot correct for; set negative_sampling: uniform",
+        ),
         (ModelParams, "model", {"heads": 3}, "model.hidden (64) must be a multiple of heads (3)"),
         (ModelParams, "model", {"block": False}, "model.block must be one of"),
+        (ModelParams, "model", {"position": True}, "model.position must be one of right, left, none, not true"),
+        (ModelParams, "model", {"position": False}, "model.position must be one of right, left, none, not false"),
+        (ModelParams, "model", {"position": None}, "model.position must be one of right, left, none, not null"),
+        (ModelParams, "model", {"position": "true"}, "unknown value of model.position 'true'; known: left, none, right"),
+        (ModelParams, "model", {"position": 1}, "model.position must be one of right, left, none, not 1"),
         (ModelParams, "model", {"dropout": 1}, "model.dropout must be between 0 and 0.95, not 1"),
         (QuantParams, "quant", {"bits": 9}, "quant.bits must be between 2 and 8, not 9"),
         (QuantParams, "quant", {"weight_bits": 1}, "quant.weight_bits must be between 2 and 8, not 1"),
@@ -55,6 +67,12 @@ def test_bad_values_name_the_key(cls: type, section: str, values: Any, message: 
         from_mapping(cls, values, section)
     assert str(caught.value).startswith("params.yaml: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["right", "left", "none"])
+def test_the_kinds_of_position_are_words_in_yaml(word: str) -> None:
+    # Unlike null, none is a word to YAML.
+    assert from_mapping(ModelParams, yaml.safe_load(f"position: {word}"), "model").position == word
 
 
 def test_embeddings_may_have_one_bit() -> None:
@@ -97,6 +115,13 @@ def test_names_that_nothing_knows_are_refused(tmp_path: Path, changes: dict[str,
     with pytest.raises(UserError) as caught:
         read_study(write(tmp_path, **changes))
     assert message in str(caught.value)
+
+
+def test_a_choice_for_every_model_is_refused_where_one_of_them_cannot_follow(tmp_path: Path) -> None:
+    train = {**yaml.safe_load((ROOT / "params.yaml").read_text())["train"], "negative_sampling": "popularity"}
+    assert read_study(write(tmp_path, train=train)).of_model("sasrec")[1].negative_sampling == "popularity"
+    with pytest.raises(UserError, match=r"per_model\.gsasrec\.train\.negative_sampling is popularity, which loss: gbce"):
+        read_study(write(tmp_path, train=train, per_model={"sasrec": {}, "gsasrec": {"train": {"loss": "gbce"}}}))
 
 
 def test_broken_yaml_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from sasrec.models.sasrec import Block, SASRec
 from sasrec.models.taps import Tap, taps
 
 BLOCKS = ["original", "pre_norm", "post_norm"]
+POSITIONS = ["right", "left", "none"]
 
 
 def build(**options: object) -> SASRec:
@@ -28,15 +29,43 @@ def parameters(rows: int, **options: object) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_parameter_counts_of_published_models() -> None:
-    large = {"hidden": 128, "blocks": 3, "max_len": 50, "ffn_dim": 512, "embedding_norm": True, "final_norm": False}
-    large["attention_output"] = True
-    assert parameters(83_632, **large) == 11_306_368
-    paper = {"hidden": 50, "blocks": 2, "max_len": 200}
-    assert parameters(3_417, **paper, attention_output=False) == 206_850
-    assert parameters(3_417, **paper, attention_output=True) == 211_950
-    gsasrec = {"hidden": 128, "blocks": 2, "max_len": 200, "ffn_dim": 128, "attention_output": False}
-    assert parameters(3_417, **gsasrec) == 629_376
+# Options that count; none is left to its default. The authors' code, its PyTorch port (whose attention has an output
+# projection) and gSASRec's code normalise the last block's output and not the embeddings.
+FINAL = {"final_norm": True, "embedding_norm": False, "tied": True, "position": "right"}
+PAPER = {"hidden": 50, "blocks": 2, "heads": 1, "max_len": 200, "ffn_dim": 50, "block": "original"}
+LARGE = {"hidden": 128, "blocks": 3, "max_len": 50, "ffn_dim": 512, "final_norm": False, "embedding_norm": True, "tied": True}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "expected"),
+    [
+        pytest.param(3_417, {**PAPER, **FINAL, "attention_output": False}, 206_850, id="SASRec, ML-1M, the paper"),
+        pytest.param(3_417, {**PAPER, **FINAL, "attention_output": True}, 211_950, id="SASRec, ML-1M, the PyTorch port"),
+        pytest.param(
+            3_417, {**PAPER, **FINAL, "hidden": 128, "ffn_dim": 128, "attention_output": False}, 629_376, id="gSASRec, ML-1M"
+        ),
+        pytest.param(83_632, {**LARGE, "attention_output": True}, 11_306_368, id="83,631 items"),
+    ],
+)
+def test_parameter_counts_of_published_models(rows: int, options: dict[str, object], expected: int) -> None:
+    assert parameters(rows, **options) == expected
+
+
+def test_what_each_choice_adds_to_the_parameter_count() -> None:
+    base: dict[str, object] = {**PAPER, **FINAL, "attention_output": False}
+    count = parameters(3_417, **base)
+    changes: list[tuple[dict[str, object], int]] = [
+        ({"position": "left"}, 0),
+        ({"position": "none"}, -200 * 50),
+        ({"tied": False}, 3_417 * 50),
+        ({"final_norm": False}, -100),
+        ({"embedding_norm": True}, 100),
+        ({"heads": 5}, 0),
+        ({"block": "pre_norm"}, 0),
+        ({"block": "post_norm"}, 0),
+    ]
+    for change, added in changes:
+        assert parameters(3_417, **{**base, **change}) - count == added, change
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -53,8 +82,9 @@ def test_no_position_sees_its_future(block: str, heads: int) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("heads", [1, 3])
-def test_padding_and_batch_mates_change_nothing(block: str, heads: int) -> None:
-    model = build(block=block, heads=heads)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_padding_and_batch_mates_change_nothing(block: str, heads: int, position: str) -> None:
+    model = build(block=block, heads=heads, position=position)
     short = torch.randint(1, 31, (1, 3))
     alone = model.encode(short)
     for length in (4, 8):
@@ -65,8 +95,9 @@ def test_padding_and_batch_mates_change_nothing(block: str, heads: int) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_the_last_position_alone_is_the_last_of_all(block: str, blocks: int) -> None:
-    model = build(block=block, blocks=blocks, heads=2)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_the_last_position_alone_is_the_last_of_all(block: str, blocks: int, position: str) -> None:
+    model = build(block=block, blocks=blocks, heads=2, position=position)
     histories = torch.randint(1, 31, (6, 8))
     histories[0, :5] = 0
     torch.testing.assert_close(model.encode(histories, last=True), model.encode(histories)[:, -1:], atol=1e-6, rtol=0)
@@ -115,6 +146,32 @@ def test_the_last_item_always_has_the_last_position() -> None:
     with torch.no_grad():
         model.position_table.weight[:-1] = 1e6  # type: ignore[union-attr]
     assert model.encode(torch.tensor([[7]])).abs().max() < 1e3
+
+
+def test_the_first_item_always_has_the_first_position_when_counted_from_the_left() -> None:
+    """The embedding of every real token is what is looked up by hand; no other position is ever touched."""
+    model = build(position="left", blocks=1, block="pre_norm", final_norm=False)
+    histories = torch.tensor([[0, 0, 7, 8, 9], [1, 2, 3, 4, 5], [0, 0, 0, 0, 6]])
+    seen = []
+    model.embedding_tap.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.encode(histories)
+    positions = torch.tensor([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]])
+    assert model.position_table is not None
+    expected = model.item_table.weight[histories] * 12**0.5 + model.position_table.weight[positions]
+    real = histories > 0
+    torch.testing.assert_close(seen[0][real], expected[real], atol=1e-6, rtol=0)
+    model.encode(histories)[real].sum().backward()
+    assert model.position_table.weight.grad is not None
+    assert (model.position_table.weight.grad.abs().sum(1) > 0).tolist() == [True] * 5 + [False] * 3
+
+
+def test_without_positions_the_order_of_the_past_changes_nothing() -> None:
+    """One block and no position embedding: the last state does not depend on the order of the items before."""
+    histories, reordered = torch.tensor([[3, 9, 4, 7, 5]]), torch.tensor([[7, 4, 3, 9, 5]])
+    for position in POSITIONS:
+        model = build(position=position, blocks=1)
+        difference = (model.encode(histories, last=True) - model.encode(reordered, last=True)).abs().max().item()
+        assert (difference < 1e-6) == (position == "none")
 
 
 @pytest.mark.parametrize("masked", [False, True])

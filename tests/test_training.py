@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.data.batches import Batch, epoch_batches
 from sasrec.errors import UserError
 from sasrec.guardian import Guardian
 from sasrec.models.sasrec import SASRec
@@ -56,6 +58,8 @@ def test_every_loss_learns_the_chains(chains: SmallStore, loss: str) -> None:
         {"schedule": "one_cycle"},
         {"clip_norm": 0.5},
         {"windows": "last"},
+        {"batching": "shuffled"},
+        {"negative_sampling": "popularity"},
         {"negatives_from": "all", "loss": "bce"},
         {"select_on": "sampled"},
     ],
@@ -68,8 +72,39 @@ def test_options_train_too_and_change_the_run(chains: SmallStore, options: dict[
     assert options.keys() == {"select_on"} or not same(plain, changed)
 
 
-def test_the_same_seed_gives_the_same_bits(chains: SmallStore) -> None:
-    assert same(train(chains, FAST)[0], train(chains, FAST)[0])
+def test_popular_negatives_learn_the_chains_too(chains: SmallStore) -> None:
+    _, progress = train(chains, dataclasses.replace(FAST, negative_sampling="popularity", epochs=25))
+    assert progress.best_ndcg > 0.8
+
+
+@pytest.mark.parametrize("options", [{}, {"batching": "shuffled"}, {"negative_sampling": "popularity"}])
+def test_the_same_seed_gives_the_same_bits(chains: SmallStore, options: dict[str, Any]) -> None:
+    params = dataclasses.replace(FAST, **options)
+    assert same(train(chains, params)[0], train(chains, params)[0])
+
+
+def test_an_epoch_counts_every_real_token_once_however_it_is_batched(chains: SmallStore) -> None:
+    """A rate of nearly 0 leaves the model as it is: the loss of the epoch is then a mean over the same tokens."""
+    means, counts = [], []
+    for batching in ("bucketed", "shuffled"):
+        params = dataclasses.replace(FAST, loss="cross_entropy", batching=batching, lr=1e-12)
+        trainer = Trainer(fresh(dataclasses.replace(SMALL, dropout=0.0)), chains, params, 0, device=CPU)
+        _, batches = epoch_batches(chains, 10, 16, True, 0, 1, batching == "bucketed")
+        counts.append(sum(trainer._loss(batch, np.random.default_rng(0))[1] for batch in batches))
+        means.append(trainer.epoch(1)[1])
+    # Each user's training part has one pair less than items.
+    assert counts == [int((chains.train_ends - chains.offsets[:-1] - 1).sum())] * 2
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
+
+
+def test_padding_changes_no_loss(chains: SmallStore) -> None:
+    params = dataclasses.replace(FAST, loss="cross_entropy")
+    trainer = Trainer(fresh(dataclasses.replace(SMALL, dropout=0.0)), chains, params, 0, device=CPU)
+    histories, targets = np.array([[0, 3, 4, 5], [7, 8, 9, 10]]), np.array([[0, 4, 5, 6], [8, 9, 10, 11]])
+    batches = [Batch(np.pad(histories, ((0, 0), (n, 0))), np.pad(targets, ((0, 0), (n, 0))), np.arange(2)) for n in (0, 3)]
+    (one, count), (other, again) = (trainer._loss(batch, np.random.default_rng(0)) for batch in batches)
+    assert count == again == 7
+    torch.testing.assert_close(one.loss, other.loss)
 
 
 def test_the_best_checkpoint_on_validation_is_what_remains(chains: SmallStore) -> None:

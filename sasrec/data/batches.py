@@ -70,15 +70,17 @@ def left_padded(items: NDArray[np.int32], starts: Ints, stops: Ints, length: int
 
 
 def epoch_batches(
-    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int
+    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int, bucketed: bool = True
 ) -> tuple[int, Iterator[Batch]]:
-    """The batches of one epoch, in random order, each of windows of about the same length. Returns their number too."""
+    """The batches of one epoch, in random order, each of windows of about the same length; without `bucketed`, of windows
+    drawn whatever their lengths. Either way every window is in one batch. Returns the number of batches too."""
     rng = np.random.default_rng([seed, epoch, 0])
     users, starts, stops = windows(np.asarray(store.offsets), store.train_ends, max_len, every, rng)
     order = rng.permutation(len(users))
-    lengths = (stops - starts)[order]
-    pool = np.arange(len(order)) // (batch_size * BATCHES_SORTED_TOGETHER)
-    order = order[np.lexsort((lengths, pool))]
+    if bucketed:
+        lengths = (stops - starts)[order]
+        pool = np.arange(len(order)) // (batch_size * BATCHES_SORTED_TOGETHER)
+        order = order[np.lexsort((lengths, pool))]
     batches = rng.permutation(-(-len(order) // batch_size))
 
     def generate() -> Iterator[Batch]:
@@ -97,18 +99,25 @@ def epoch_batches(
 BIT_TABLE = 2**28
 
 
+def training_pairs(store: Store) -> tuple[Ints, NDArray[np.int32]]:
+    """(users, items) of every interaction in the training parts, in the order of the store."""
+    offsets, ends = np.asarray(store.offsets), store.train_ends
+    lengths = ends - offsets[:-1]
+    users = np.repeat(np.arange(len(ends)), lengths)
+    inside = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths - offsets[:-1], lengths)
+    return users, store.items[inside]
+
+
 class Seen:
     """Which (user, item) pairs are in the training part, as the keys user * (items + 1) + item."""
 
     def __init__(self, store: Store) -> None:
-        offsets, ends = np.asarray(store.offsets), store.train_ends
         self.stride = store.items_count + 1
-        lengths = ends - offsets[:-1]
-        users = np.repeat(np.arange(len(ends)), lengths)
-        inside = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths - offsets[:-1], lengths)
-        self.keys = np.unique(users * self.stride + store.items[inside])
-        self.counts = np.bincount(self.keys // self.stride, minlength=len(ends))
-        size = len(ends) * self.stride // 8 + 1
+        users, items = training_pairs(store)
+        self.keys = np.unique(users * self.stride + items)
+        count = len(store.offsets) - 1
+        self.counts = np.bincount(self.keys // self.stride, minlength=count)
+        size = count * self.stride // 8 + 1
         self.bits = np.zeros(size, np.uint8) if size <= BIT_TABLE else None
         if self.bits is not None and len(self.keys):
             byte, first = np.unique(self.keys >> 3, return_index=True)
@@ -124,11 +133,15 @@ class Seen:
 
 
 class NegativeSampler:
-    """Uniform items, or uniform items that are not in the user's training history."""
+    """Uniform items, or uniform items that are not in the user's training history; for a whole batch also by popularity."""
 
-    def __init__(self, store: Store, unseen: bool) -> None:
+    def __init__(self, store: Store, unseen: bool, by_popularity: bool = False) -> None:
         self.items = store.items_count
         self.seen = Seen(store) if unseen else None
+        self.counts: Ints | None = None  # (items + 1,) in the training parts
+        if by_popularity:
+            self.counts = np.bincount(training_pairs(store)[1], minlength=self.items + 1)
+            self.cumulative = self.counts.cumsum()
 
     def draw(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
         """Item ids of `shape`, whose first axis is that of `users`. One vectorised draw, and one more for each round of
@@ -146,5 +159,16 @@ class NegativeSampler:
         return flat.reshape(shape)
 
     def draw_shared(self, count: int, rng: np.random.Generator) -> Ints:
-        """`count` uniform item ids, with repetition, for a whole batch."""
-        return rng.integers(1, self.items + 1, count)
+        """`count` item ids, with repetition, for a whole batch: uniform, or by popularity, where an item without training
+        interactions is never drawn."""
+        if self.counts is None:
+            return rng.integers(1, self.items + 1, count)
+        drawn = rng.integers(0, self.cumulative[-1], count)
+        return np.searchsorted(self.cumulative, drawn, side="right")
+
+    def log_expected(self, drawn: Ints) -> NDArray[np.float32] | None:
+        """How often each item of a shared draw was expected in it, (n,): log(n Q(item)), Q its share of the training
+        interactions. None where the draw is uniform, as all are then expected alike."""
+        if self.counts is None:
+            return None
+        return np.log(len(drawn) * self.counts[drawn] / self.cumulative[-1]).astype(np.float32)

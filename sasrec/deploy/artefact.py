@@ -24,7 +24,7 @@ from sasrec.models.taps import taps
 from sasrec.quant.frozen import FrozenTensor, thaw
 from sasrec.quant.grid import Grid
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)

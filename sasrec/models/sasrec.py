@@ -2,8 +2,8 @@
 
 The three kinds of block differ in where layer norm stands. `original` is the authors' code: the query is normalised,
 keys and values are not, and the residual adds the normalised query. `pre_norm` normalises the input of each sub-layer,
-`post_norm` the sum after it. Sequences are padded on the left, and positions are counted from the right end, so that the
-last item always has the last position whatever the padding.
+`post_norm` the sum after it. Sequences are padded on the left, and positions are counted from the right end, as in the
+authors' code, so that the last item always has the last position whatever the padding; or from the first real token.
 """
 
 import torch
@@ -78,7 +78,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.params, self.items = params, items
         self.item_table = Table(items + 1, params.hidden, padding=True, scoring=params.tied)
-        self.position_table = Table(params.max_len, params.hidden, padding=False) if params.position else None
+        self.position_table = Table(params.max_len, params.hidden, padding=False) if params.position != "none" else None
         self.embedding_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.embedding_norm else None
         self.embedding_tap = Tap("activation", params.hidden)
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.blocks))
@@ -103,8 +103,7 @@ class SASRec(nn.Module):
         if self.position_table is None:
             x = x * scale
         else:
-            positions = torch.arange(self.params.max_len - length, self.params.max_len, device=histories.device)
-            x = torch.add(self.position_table.lookup(positions), x, alpha=scale)
+            x = torch.add(self.position_table.lookup(self._positions(length, mask)), x, alpha=scale)
         x = dropout(x, self.params.dropout, self.training)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
@@ -118,6 +117,17 @@ class SASRec(nn.Module):
             x = self.final_norm(x)
         state_mask = mask if mask is None or not last else mask[:, -1:]
         return self.final_tap(x, mask=state_mask)
+
+    def _positions(self, length: int, mask: Tensor | None) -> Tensor:
+        """Rows of the position table: (length,), or (batch, length) where padding shifts them."""
+        device = self.item_table.weight.device
+        if self.params.position == "right":
+            return torch.arange(self.params.max_len - length, self.params.max_len, device=device)
+        positions = torch.arange(length, device=device)
+        if mask is None:
+            return positions
+        # Padding shares position 0 with the first token; nothing sees it.
+        return (positions - (~mask).sum(1, keepdim=True)).clamp_(min=0)
 
     def score(self, states: Tensor, items: Tensor | None = None) -> Tensor:
         """Scores of `states` (..., hidden): against all items, (..., items + 1) with the padding's score first and

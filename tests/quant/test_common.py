@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sasrec.config import ModelParams, QuantParams
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
@@ -277,6 +278,25 @@ def test_frozen_model_is_the_live_model(
         real = histories[0, 3:]  # nor padding
         torch.testing.assert_close(live.encode(real[None])[0], states[0, 3:], rtol=0, atol=1e-5)
     assert all(int(item.codes.max()) < 2**bits for item in frozen.values() if item.codes is not None)
+
+
+@pytest.mark.parametrize("method", ["ptq", "lsq", "dorefa"])
+@pytest.mark.parametrize("table", ["per_row", "per_tensor"])
+def test_positions_from_the_left_are_quantized_alike_in_any_batch(histories: Tensor, method: str, table: str) -> None:
+    """Counted from the left, a padded batch looks up one row a token: more than the table has, or fewer."""
+    torch.manual_seed(1)
+    model = SASRec(ModelParams(max_len=8, hidden=16, heads=2, position="left"), 60).eval()
+    module, options = attach.load_method(method, {})
+    attach.attach(model, QuantParams(bits=4, table=table), module, options)  # type: ignore[arg-type]
+    attach.calibrate(model, [histories])
+    plain = SASRec(model.params, model.items).eval()
+    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if ".quantizer." not in name})
+    thaw(plain, attach.freeze(model))
+    with torch.no_grad():
+        states = model.encode(histories)
+        assert torch.equal(states, plain.encode(histories))
+        assert torch.equal(model.encode(histories[:1]), states[:1])
+        torch.testing.assert_close(model.encode(histories[:1, 3:])[0], states[0, 3:], rtol=0, atol=1e-5)
 
 
 def test_calibration_ignores_padding(model: SASRec, histories: Tensor) -> None:
