@@ -1,8 +1,9 @@
 """Committed reference results: every user's rank beside the tables, so that anyone can check them without training.
 
-metrics/reference/NAME.json: `command`, `params`, `environment`, `data`, `card`, `tried`, `variants` (flat metrics by name)
-and `comparisons`. Beside it in metrics/reference/NAME/: the curves, `dvc.lock`, and `ranks/VARIANT-SEED.PROTOCOL.npy.gz`:
-twice each user's rank, because mean-tie ranks may be halves; uint16, or uint32 where that is too small.
+metrics/reference/NAME.json: `command`, `params`, `environment`, `data`, `card`, `tried`, `published`, `variants` (flat
+metrics by name) and `comparisons`. Beside it in metrics/reference/NAME/: the curves, `dvc.lock`, and
+`ranks/VARIANT-SEED.PROTOCOL.npy.gz`: twice each user's rank, because mean-tie ranks may be halves; uint16, or uint32 where
+that is too small.
 """
 
 import gzip

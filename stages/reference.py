@@ -1,16 +1,16 @@
 """Keep the results in metrics/ as a reference, or check the kept ones from their ranks.
 
-    python -m stages.reference keep NAME --data FILE --seconds N --command COMMAND [--tried FILE]
+    python -m stages.reference keep NAME --data FILE --seconds N --command COMMAND [--notes FILE]
     python -m stages.reference check [NAME ...]
 
 `keep` writes metrics/reference/NAME.json and, beside it in metrics/reference/NAME/, the curves, every user's rank and the
-study's part of dvc.lock. --tried: a JSON file with the configurations that were compared on validation to choose this one.
+study's part of dvc.lock. --notes: a YAML file with `configurations`, those that were compared on validation to choose this
+one, a list of {params, valid_ndcg@10}; and `published`, what others report for the file, a list of {source, metrics}.
 `check` recomputes every metric, interval and comparison from the ranks alone.
 """
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import re
 import shutil
@@ -40,10 +40,15 @@ def processor() -> str:
     return found[1] if found else platform.processor()
 
 
-def tried(file: str | None) -> dict[str, Any]:
-    """The record of how the configuration was chosen."""
-    configurations = json.loads(Path(file).read_text(encoding="utf-8")) if file else []
-    return {"count": len(configurations), "configurations": configurations, "test_reads": 1}
+def notes(file: str | None) -> dict[str, Any]:
+    """How the configuration was chosen, and the published figures to compare with."""
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
+    strange = set(content) - {"configurations", "published"}
+    if strange:
+        raise UserError(f"--notes {file}: unknown key {strange.pop()}; known: configurations, published")
+    configurations = content.get("configurations", [])
+    tried = {"count": len(configurations), "configurations": configurations, "test_reads": 1}
+    return {"tried": tried, "published": content.get("published", [])}
 
 
 def lock(study: Study) -> str:
@@ -61,7 +66,7 @@ def keep(options: argparse.Namespace) -> None:
     study = read_study()
     if not Path(options.data).is_file():
         raise UserError(f"--data {options.data} is not a file; name the data file that the results were made from")
-    history = tried(options.tried)
+    record = notes(options.notes)
     folder = reference.ROOT / options.name
     baselines = [name for name in BASELINES if Path("metrics", f"{name}.json").exists()]
     variants = {name: read_json(Path("metrics", f"{name}.json")) for name in (*baselines, *study.variants)}
@@ -90,7 +95,7 @@ def keep(options: argparse.Namespace) -> None:
         },
         "data": {"file": options.data, "sha256": sha256(options.data)},
         "card": read_json(Path("data/evaluated", study.variants[0], "card.json")),
-        "tried": history,
+        **record,
         "variants": variants,
     }
     _, content["comparisons"] = reference.recomputed(options.name, content)
@@ -114,7 +119,7 @@ def main() -> None:
     keeper.add_argument("--data", required=True)
     keeper.add_argument("--seconds", required=True, type=int)
     keeper.add_argument("--command", required=True)
-    keeper.add_argument("--tried")
+    keeper.add_argument("--notes")
     commands.add_parser("check").add_argument("names", nargs="*")
     options = parser.parse_args()
     try:

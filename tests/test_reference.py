@@ -50,8 +50,12 @@ def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  
     write_text("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": {"fetch": {}, "train@sasrec-0": {}, "train@old-0": {}}}))
     write_text("raw.txt", "1 1\n")
     monkeypatch.setattr(command, "read_study", lambda: study)
-    write_text("tried.json", json.dumps([{"params": {"train.lr": 0.1}, "valid_ndcg@10": 0.2}]))
-    command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", tried="tried.json"))  # type: ignore[arg-type]
+    notes = {
+        "configurations": [{"params": {"train.lr": 0.1}, "valid_ndcg@10": 0.2}],
+        "published": [{"source": "x", "hr@10": 0.3}],
+    }
+    write_text("notes.yaml", yaml.safe_dump(notes))
+    command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", notes="notes.yaml"))  # type: ignore[arg-type]
     return folder / "metrics/reference/toy.json"
 
 
@@ -110,7 +114,7 @@ def test_committed_references_agree_with_their_ranks(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("file", sorted((ROOT / "metrics/reference").glob("*.json")), ids=lambda path: path.stem)
 def test_committed_references_are_whole(file: Path) -> None:
     content = read_json(file)
-    assert {"command", "params", "environment", "data", "card", "tried", "variants", "comparisons"} <= set(content)
+    assert {"command", "params", "environment", "data", "card", "tried", "published", "variants", "comparisons"} <= set(content)
     assert content["command"].startswith("dvc ") and content["tried"]["test_reads"] == 1
     assert (file.with_suffix("") / "dvc.lock").exists()
     sizes = [path.stat().st_size for path in file.with_suffix("").rglob("*") if path.is_file()]

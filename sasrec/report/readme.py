@@ -34,28 +34,50 @@ def variants(path: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def table(path: Path) -> str:
-    """The Markdown table of `path`: quality under both protocols with its interval, width and size."""
+    """The Markdown table of `path`: quality under both protocols with its interval, width and size; of a reference file
+    also the paired change, and what others have published."""
     rows = variants(path)
+    content: Mapping[str, Any] = {} if path.is_dir() else read_json(path)
+    changes = {row["variant"]: row for row in reversed(content.get("comparisons", []))}  # the first of a variant stays
+    change = bool(changes)
     lines = [
-        "| variant | bits | size | NDCG@10 (95 % interval) | HR@10 | sampled NDCG@10 | sampled HR@10 |",
-        "|---|---:|---:|---|---:|---:|---:|",
-    ]
+        "| variant | bits | size | NDCG@10 (95 % interval) |" + " change (95 % interval) |" * change
+        + " HR@10 | sampled NDCG@10 | sampled HR@10 |",
+        "|---|---:|---:|---|" + "---|" * change + "---:|---:|---:|",
+    ]  # fmt: skip
     for name, row in rows.items():
         spread = "" if row["ndcg@10_std"] is None else f" ± {row['ndcg@10_std']:.4f}"
         interval = f"{row['ndcg@10']:.4f}{spread} ({row['ndcg@10_low']:.4f} to {row['ndcg@10_high']:.4f})"
         lines.append(
-            f"| {name} | {row['bits']:g} | {size_text(row['bytes'])} | {interval} | {row['hr@10']:.4f} "
-            f"| {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
+            f"| {name} | {row['bits']:g} | {size_text(row['bytes'])} | {interval} |"
+            + f" {_change(changes.get(name))} |" * change
+            + f" {row['hr@10']:.4f} | {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
         )
-    first = next(iter(rows.values()))
+    lines += [_published(row, change) for row in content.get("published", [])]
+    first = next(reversed(rows.values()))
     facts = f"{first['users']:,} users; protocol card `{first['card']}`"
-    if not path.is_dir():
-        content = read_json(path)
-        made = content["environment"]
-        threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
-        facts += f"; made in {made['seconds'] / 60:.0f} minutes with {threads} of {made['cpu']}"
-        facts += f".\n\nProtocol: {protocol(content['card'])}"
-    return "\n".join(lines) + f"\n\n{facts}.\n"
+    if not content:
+        return "\n".join(lines) + f"\n\n{facts}.\n"
+    made = content["environment"]
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    facts += f"; made in {made['seconds'] / 60:.0f} minutes with {threads} of {made['cpu']}"
+    return "\n".join(lines) + f"\n\n{facts}.\n\nProtocol: {protocol(content['card'])}.\n"
+
+
+def _change(row: Mapping[str, Any] | None) -> str:
+    """A paired difference of NDCG@10 from a reference file."""
+    if row is None:
+        return ""
+    text = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) against {row['reference']}, {row['verdict']}"
+    return text.replace("-", "−")
+
+
+def _published(row: Mapping[str, Any], change: bool) -> str:
+    """What others report for the same file: source, and some of the metrics."""
+    cells = [
+        "" if row.get(key) is None else f"{row[key]:.4f}" for key in ("ndcg@10", "hr@10", "sampled_ndcg@10", "sampled_hr@10")
+    ]
+    return f"| *{row['source']}* | | | {cells[0]} |" + " |" * change + f" {' | '.join(cells[1:])} |"
 
 
 def protocol(card: Mapping[str, Any]) -> str:
