@@ -30,7 +30,8 @@ def parameters(rows: int, **options: object) -> int:
 
 
 # Options that count; none is left to its default. The authors' code, its PyTorch port (whose attention has an output
-# projection) and gSASRec's code normalise the last block's output and not the embeddings.
+# projection) and gSASRec's code normalise the last block's output and not the embeddings. (gSASRec's code keeps two rows
+# besides the items, of which it uses one; counted here is one.)
 FINAL = {"final_norm": True, "embedding_norm": False, "tied": True, "position": "right"}
 PAPER = {"hidden": 50, "blocks": 2, "heads": 1, "max_len": 200, "ffn_dim": 50, "block": "original"}
 LARGE = {"hidden": 128, "blocks": 3, "max_len": 50, "ffn_dim": 512, "final_norm": False, "embedding_norm": True, "tied": True}
