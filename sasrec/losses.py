@@ -17,8 +17,9 @@ from sasrec.config import TrainParams
 # (states, ids or None for all items) -> scores, as SASRec.score.
 Score = Callable[[Tensor, Tensor | None], Tensor]
 
-# Logits held at once by the full cross-entropy, in elements: bounds its memory whatever the batch and the catalogue.
-CHUNK_ELEMENTS = 8_000_000
+# Logits held at once by the full cross-entropy, in elements: bounds its memory whatever the batch and the catalogue, and
+# keeps them in the cache between the passes (a sixth faster than with four times as many).
+CHUNK_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             part, target = states[begin : begin + step], targets[begin : begin + step]
             logits = part @ table.T
             logits[:, 0] = -torch.inf
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            loss += (log_sum.squeeze(-1) - logits.gather(1, target[:, None]).squeeze(-1)).sum()
-            to_logits = (logits - log_sum).exp_()
+            highest = logits.amax(-1, keepdim=True)
+            to_logits = logits.softmax(-1)
+            # The softmax's denominator, without another pass of exponentials: p of the highest is 1 / it.
+            log_sum = highest - to_logits.amax(-1, keepdim=True).log()
+            loss += (log_sum - logits.gather(1, target[:, None])).sum()
             to_logits.scatter_add_(1, target[:, None], -torch.ones_like(log_sum))
             to_states[begin : begin + step] = to_logits @ table
-            to_table += to_logits.T @ part
+            to_table.addmm_(to_logits.T, part)
         ctx.save_for_backward(to_states, to_table)
         ctx.tokens = len(states)
         return loss / len(states)
