@@ -15,6 +15,7 @@ import yaml
 
 from sasrec.errors import UserError
 from sasrec.files import read_json, sha256, write_json
+from sasrec.report.results import BASELINES
 from stages.common import PARAMS, read_study
 
 PACKAGES = ("torch", "numpy", "pandas", "dvc")
@@ -47,9 +48,7 @@ def main(name: str, file: str, seconds: str, command: str) -> None:
             },
             "data": {"file": file, "sha256": sha256(file)},
             "card": card,
-            "variants": {
-                name: read_json(Path("metrics", f"{name}.json")) for name in ("popularity", "markov", *study.variants)
-            },
+            "variants": {name: read_json(Path("metrics", f"{name}.json")) for name in (*BASELINES, *study.variants)},
         },
     )
     shutil.rmtree(folder, ignore_errors=True)
