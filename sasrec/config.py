@@ -296,11 +296,19 @@ class EvaluateParams:
     bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 512
+    recent_days: float = 7.0
+    knn_neighbours: int = 100
+    knn_last: int = 10
 
     def __post_init__(self) -> None:
         within("seed", self.seed, 0)
         within("bootstrap", self.bootstrap, 100)
         within("batch_size", self.batch_size, 1)
+        # At most a century, because nanoseconds of three no longer fit 64 bits.
+        if not 0 < self.recent_days <= 36_525:
+            raise ValueError(f"recent_days must be above 0 and at most 36525, not {self.recent_days}")
+        within("knn_neighbours", self.knn_neighbours, 1)
+        within("knn_last", self.knn_last, 1)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,60 @@
-"""Measure the scorers that learn nothing, popularity and first-order Markov: python -m stages.baselines"""
+"""Measure the scorers that learn nothing: popularity, overall and recent, first-order Markov, and item-kNN.
 
+Run: python -m stages.baselines
+"""
+
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from sasrec import metrics, protocol
-from sasrec.baselines import Markov, Popularity
-from sasrec.config import Study
+from sasrec.baselines import ItemKNN, Markov, Popularity, RecentPopularity
+from sasrec.config import EvaluateParams, Study
+from sasrec.data.batches import Ints
 from sasrec.data.sequences import Sequences
 from sasrec.evaluation import Part, Ranks, Scorer, history_ends, rank
 from sasrec.files import write_json
 from stages.common import run
 
 SECTIONS = ("threads", "evaluate")
-NAMES = ("popularity", "markov")
+NAMES = ("popularity", "recent_popularity", "markov", "item_knn")
+A_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # by stats["time_unit"]
 
 
-def fit(name: str, store: Sequences, part: Part) -> Popularity | Markov:
+def held(store: Sequences, part: Part) -> tuple[Ints, Ints]:
+    """(users, positions in `items`) of the items that `part` asks for."""
+    return store.evaluated, history_ends(store, part)
+
+
+def fit(name: str, store: Sequences, part: Part, params: EvaluateParams) -> Popularity | RecentPopularity | Markov | ItemKNN:
     """The baseline on all that is known when the items of `part` are asked for: everything but the held-out items."""
+    users, positions = held(store, part)
     known = np.ones(len(store.items), bool)
-    known[history_ends(store, "test")] = False
-    if part == "validation":
-        known[history_ends(store, "validation")] = False
+    known[positions] = False
+    known[held(store, "test")[1]] = False
     if name == "popularity":
         return Popularity.fit(store.items, known, store.items_count)
-    return Markov.fit(store.items, known, store.items_count, store.offsets)
+    if name == "markov":
+        return Markov.fit(store.items, known, store.items_count, store.offsets)
+    if name == "item_knn":
+        return ItemKNN.fit(
+            store.items, known, store.items_count, store.offsets, neighbours=params.knn_neighbours, last=params.knn_last
+        )
+    assert name == "recent_popularity" and store.timestamps is not None
+    now = np.zeros(store.users, np.int64)
+    now[users] = store.timestamps[positions]
+    window = round(params.recent_days * 86_400 * A_SECOND[store.stats["time_unit"]])
+    return RecentPopularity.fit(store.items, store.timestamps, known, store.items_count, now, window)
+
+
+def left_out(name: str, stats: dict[str, Any]) -> str | None:
+    """Why this data does not allow a baseline, in a sentence, or None. stats: `data/prepared/stats.json`."""
+    if name == "recent_popularity" and stats["times"] != "comparable":
+        return "Recent popularity is left out: the times of different users cannot be compared in this data."
+    return None
 
 
 def main(study: Study) -> None:
@@ -35,15 +64,26 @@ def main(study: Study) -> None:
     card = protocol.card(store.stats, params)
 
     def measure(scorer: Scorer, part: Part) -> Ranks:
-        return rank(scorer, store, part, 1, exclude_seen=params.exclude_seen, batch_size=params.batch_size)
+        return rank(scorer, store, part, params.knn_last, exclude_seen=params.exclude_seen, batch_size=params.batch_size)
 
+    result: dict[str, Any] = {}
     for name in NAMES:
-        validation = measure(fit(name, store, "validation"), "validation").full.astype(np.float64)
-        scorer = fit(name, store, "test")
+        folder = Path("data/evaluated", name)
+        shutil.rmtree(folder, ignore_errors=True)
+        note = left_out(name, store.stats)
+        if note:
+            # DVC wants every output of a stage. The keys of those before, all null, are a row of dashes in
+            # `dvc metrics show`; a sentence there would be one more column.
+            write_json(folder / "left_out.json", {"note": note})
+            write_json(Path("metrics", f"{name}.json"), dict.fromkeys(result))
+            print(f"note: {note}")
+            continue
+        validation = measure(fit(name, store, "validation", params), "validation").full.astype(np.float64)
+        scorer = fit(name, store, "test", params)
         ranks = [measure(scorer, "test")]
         size = {"bits": 32, "bytes": scorer.nbytes, "embedding_bytes": 0, "weight_bytes": 0}
         result = protocol.flat_metrics(ranks, params, card, size, float(metrics.ndcg(validation, 10).mean()))
-        protocol.write_ranks(Path("data/evaluated", name), ranks, [0], card)
+        protocol.write_ranks(folder, ranks, [0], card)
         write_json(Path("metrics", f"{name}.json"), result)
         print(f"{name}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")
 

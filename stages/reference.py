@@ -68,8 +68,10 @@ def keep(options: argparse.Namespace) -> None:
         raise UserError(f"--data {options.data} is not a file; name the data file that the results were made from")
     record = notes(options.notes)
     folder = reference.ROOT / options.name
-    baselines = [name for name in BASELINES if Path("metrics", f"{name}.json").exists()]
-    variants = {name: read_json(Path("metrics", f"{name}.json")) for name in (*baselines, *study.variants)}
+    found = {name: read_json(Path("metrics", f"{name}.json")) for name in (*BASELINES, *study.variants)}
+    # What the data does not allow has no figures.
+    variants = {name: values for name, values in found.items() if values["ndcg@10"] is not None}
+    baselines = [name for name in BASELINES if name in variants]
     cards = {values["card"] for values in variants.values()}
     if len(cards) > 1:
         raise UserError(f"the files in metrics/ were measured under different protocols ({', '.join(sorted(cards))})")

@@ -7,7 +7,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sasrec.config import BenchmarkParams, ModelParams, PrepareParams, QuantParams, Study, TrainParams, from_mapping
+from sasrec.config import (
+    BenchmarkParams,
+    EvaluateParams,
+    ModelParams,
+    PrepareParams,
+    QuantParams,
+    Study,
+    TrainParams,
+    from_mapping,
+)
 from sasrec.errors import UserError
 from sasrec.quant.attach import load_method
 from stages.common import Declared, read_study
@@ -59,6 +68,10 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (QuantParams, "quant", {"embedding_bits": 0}, "quant.embedding_bits must be between 1 and 8, not 0"),
         (QuantParams, "quant", {"overrides": {"item_table.weight": 12}}, "quant.overrides.item_table.weight must be"),
         (PrepareParams, "prepare", {"filter": "kcore"}, "did you mean 'k_core'?"),
+        (EvaluateParams, "evaluate", {"recent_days": 0}, "evaluate.recent_days must be above 0 and at most 36525, not 0"),
+        (EvaluateParams, "evaluate", {"recent_days": 40_000}, "evaluate.recent_days must be above 0 and at most 36525"),
+        (EvaluateParams, "evaluate", {"knn_neighbours": 0}, "evaluate.knn_neighbours must be"),
+        (EvaluateParams, "evaluate", {"knn_last": 0}, "evaluate.knn_last must be"),
         (BenchmarkParams, "benchmark", {"batch_sizes": [1, "x"]}, "benchmark.batch_sizes[1] must be a whole number"),
     ],
 )

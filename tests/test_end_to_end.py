@@ -182,7 +182,8 @@ def test_a_rate_in_scientific_notation_is_trained_with(clean: Project) -> None:
 
 def test_metrics_are_one_table_and_plots_are_pictures(study: Project) -> None:
     table = json.loads(study.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    names = {f"metrics/{name}.json" for name in ("sasrec", "ptq", "lsq", "popularity", "markov")}
+    baselines = ("popularity", "recent_popularity", "markov", "item_knn")
+    names = {f"metrics/{name}.json" for name in ("sasrec", "ptq", "lsq", *baselines)}
     assert set(table) == names
     keys = {frozenset(value["data"]) for value in table.values()}
     assert len(keys) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sasrec import reference
 from sasrec.config import Study
 from sasrec.errors import UserError
-from sasrec.files import read_json, write_text
+from sasrec.files import read_json, write_json, write_text
 from stages import reference as command
 from tests.conftest import ROOT
 from tests.report.conftest import folder, study, writer  # noqa: F401
@@ -49,6 +49,8 @@ def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  
     write_text("params.yaml", yaml.safe_dump(params))
     write_text("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": {"fetch": {}, "train@sasrec-0": {}, "train@old-0": {}}}))
     write_text("raw.txt", "1 1\n")
+    write_json("metrics/item_knn.json", dict.fromkeys(read_json("metrics/markov.json")))
+    write_json("metrics/recent_popularity.json", dict.fromkeys(read_json("metrics/markov.json")))
     monkeypatch.setattr(command, "read_study", lambda: study)
     notes = {
         "configurations": [{"params": {"train.lr": 0.1}, "valid_ndcg@10": 0.2}],

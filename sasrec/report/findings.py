@@ -6,7 +6,12 @@ from sasrec.config import QuantParams
 from sasrec.report.results import BASELINES, UNTRAINED, Comparison, Results, Variant
 from sasrec.report.tables import percent_text, size_text
 
-BASELINE_WORDS = {"popularity": "popularity", "markov": "first-order Markov"}
+BASELINE_WORDS = {
+    "popularity": "popularity",
+    "recent_popularity": "recent popularity",
+    "markov": "first-order Markov",
+    "item_knn": "item-kNN",
+}
 MINUS = "−"
 
 
@@ -158,11 +163,7 @@ def _models(results: Results) -> list[str]:
             times = f"{model.metrics['ndcg@10'] / comparison.base:.1f} times " if comparison.base else "(against 0) "
             interval = f"{comparison.difference:+.4f}, 95 % interval {comparison.low:+.4f} to {comparison.high:+.4f}"
             noise = ", within noise" if comparison.verdict == "within noise" else ""
-            parts.append(
-                f"{times}that of {BASELINE_WORDS[name]} ({interval}{noise})".replace("-", MINUS).replace(
-                    f"first{MINUS}order", "first-order"
-                )
-            )
+            parts.append(f"{times}that of {BASELINE_WORDS[name]} ({interval.replace('-', MINUS)}{noise})")
         if parts:
             sentences.append(f"{model.name} reaches NDCG@10 {model.metrics['ndcg@10']:.4f}, {_listed(parts)}.")
     return sentences

@@ -84,6 +84,7 @@ $details
 <section>
 <h2>Results</h2>
 $results
+$notes
 </section>
 <section>
 <h2>Quality</h2>
@@ -156,6 +157,7 @@ def render(
         answer=_text(answer(results, quant)).replace(f"choose {chosen}:", f"choose <strong>{chosen}</strong>:"),
         details="\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in details(results, quant)),
         results=_results(results, chosen),
+        notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in results.notes),
         sizes=_sizes(results, quant),
         card=_card(results.variants[-1]),
         **drawings,

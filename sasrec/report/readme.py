@@ -18,19 +18,21 @@ README = Path("README.md")
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 # Rows come in this order; what is not named here follows by name.
 ORDER = (
-    "popularity", "markov", "sasrec", "gsasrec", "control", "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround",
+    "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "control",
+    "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround",
 )  # fmt: skip
 
 
 def variants(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The flat metrics of every variant in a folder of metrics files or in a reference file."""
+    """The flat metrics of every variant that was measured, in a folder of metrics files or in a reference file."""
     if path.is_dir():
         found = {file.stem: read_json(file) for file in sorted(path.glob("*.json"))}
     elif path.exists():
         found = read_json(path)["variants"]
     else:
         raise UserError(f"README.md names {path}, which does not exist")
-    return dict(sorted(found.items(), key=lambda pair: (ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER), pair[0])))
+    measured = [pair for pair in found.items() if pair[1]["ndcg@10"] is not None]
+    return dict(sorted(measured, key=lambda pair: (ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER), pair[0])))
 
 
 def table(path: Path) -> str:

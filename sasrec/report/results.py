@@ -20,7 +20,7 @@ from sasrec.metrics import Floats
 
 Kind = Literal["model", "control", "method", "baseline"]
 
-BASELINES = ("popularity", "markov")
+BASELINES = ("popularity", "recent_popularity", "markov", "item_knn")
 BASELINE_SEED = 0  # they learn nothing, so that one seed is all
 # Methods that leave the trained weights as they are; the others are trained on, and so is what they are compared with.
 UNTRAINED = frozenset({"ptq", "adaround"})
@@ -77,10 +77,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """variants: baselines first, then in the order of params.yaml. comparisons: by (variant, other)."""
+    """variants: baselines first, then in the order of params.yaml. comparisons: by (variant, other). notes: a sentence for
+    each baseline that this data does not allow."""
 
     variants: tuple[Variant, ...]
     comparisons: dict[tuple[str, str], Comparison]
+    notes: tuple[str, ...] = ()
 
     def get(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)
@@ -98,9 +100,12 @@ def load_results(study: Study) -> Results:
 
     Raises UserError where a file is missing or damaged, or was measured under another protocol than the rest.
     """
-    variants = []
+    variants, notes = [], []
     for name in BASELINES:
-        if Path("metrics", f"{name}.json").exists():
+        path = Path("metrics", f"{name}.json")
+        if path.exists() and _read(path).get("ndcg@10", 0) is None:
+            notes.append(str(_read(Path("data/evaluated", name, "left_out.json"))["note"]))
+        elif path.exists():
             variants.append(_load(name, "baseline", (BASELINE_SEED,), study))
     for name in study.variants:
         if name not in (*study.models, *study.quantized):
@@ -114,7 +119,7 @@ def load_results(study: Study) -> Results:
                 f"metrics/{variant.name}.json and metrics/{first.name}.json were measured under different protocols "
                 f"and cannot be compared; run `dvc repro`"
             )
-    return Results(tuple(variants), compare(pairs(variants), study.evaluate))
+    return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes))
 
 
 def reference(name: str, kind: Kind, variants: Sequence[str], source: str) -> str | None:

@@ -36,6 +36,10 @@ def stored_rows(names: Sequence[str]) -> list[dict[str, Any]]:
         if not path.exists():
             raise UserError(f"{path} does not exist; run `dvc repro` to make it")
         row = {"name": name, **read_json(path)}
+        if row["ndcg@10"] is None:
+            if name in names:
+                raise UserError(f"{name} was left out of this study; the report says why")
+            continue
         line = summary.get(name)
         # A summary of another run says nothing about these numbers.
         if line and line["reference"] and float(line["ndcg@10"]) == row["ndcg@10"]:

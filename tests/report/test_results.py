@@ -11,9 +11,12 @@ import pytest
 from sasrec import metrics
 from sasrec.config import Study
 from sasrec.errors import UserError
-from sasrec.files import write_json, write_text
+from sasrec.files import read_json, write_json, write_text
+from sasrec.report.readme import variants
 from sasrec.report.results import Comparison, load_results, load_stats
 from sasrec.report.series import load_curves, load_latencies
+from sasrec.report.show import stored_rows
+from stages.report import main
 
 
 def test_paired_difference_of_five_users(folder: Path, study: Study) -> None:
@@ -154,3 +157,28 @@ def test_a_broken_series_is_named_with_its_line(folder: Path, study: Study) -> N
     write_text("plots/curves/lsq-0.csv", "epoch,lr\n")
     with pytest.raises(UserError, match="lsq-0.csv has no column 'train_loss'"):
         load_curves(study.variants, study.seeds)
+
+
+def leave_out_recent_popularity() -> None:
+    write_json("metrics/recent_popularity.json", dict.fromkeys(read_json("metrics/popularity.json")))
+    write_json("data/evaluated/recent_popularity/left_out.json", {"note": "It is left out: no times."})
+
+
+def test_a_baseline_that_was_left_out_is_a_note(folder: Path, study: Study) -> None:
+    names = [variant.name for variant in load_results(study).variants]
+    leave_out_recent_popularity()
+    results = load_results(study)
+    assert results.notes == ("It is left out: no times.",)
+    assert [variant.name for variant in results.variants] == names
+    main(study)
+    page = Path("plots/report.html").read_text(encoding="utf-8")
+    assert page.count("It is left out: no times.") == 1
+    assert "recent_popularity" not in page + Path("plots/summary.csv").read_text(encoding="utf-8")
+
+
+def test_a_baseline_that_was_left_out_has_no_row(folder: Path) -> None:
+    leave_out_recent_popularity()
+    assert "recent_popularity" not in [row["name"] for row in stored_rows([])]
+    assert "recent_popularity" not in variants(Path("metrics"))
+    with pytest.raises(UserError, match="recent_popularity was left out"):
+        stored_rows(["recent_popularity"])
