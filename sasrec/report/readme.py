@@ -1,6 +1,6 @@
-"""Keep the tables of README.md in step with the committed metrics: python -m sasrec.report.readme [--check]
+"""Keep the tables of the documents in step with the committed metrics: python -m sasrec.report.readme [--check]
 
-A table stands between `<!-- table: PATH -->` and `<!-- end of table -->`; PATH is a folder of metrics files or one
+The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of table -->`; PATH is a folder of metrics files or one
 reference file. With --check nothing is written, and the exit status is 1 where a table is out of date.
 """
 
@@ -14,9 +14,9 @@ from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
 from sasrec.report.tables import size_text
 
-README = Path("README.md")
+DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-# Rows come in this order; what is not named here follows by name.
+# Rows come in this order; what is not named here follows as it is stored.
 ORDER = (
     "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "control",
     "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround",
@@ -30,9 +30,9 @@ def variants(path: Path) -> dict[str, Mapping[str, Any]]:
     elif path.exists():
         found = read_json(path)["variants"]
     else:
-        raise UserError(f"README.md names {path}, which does not exist")
+        raise UserError(f"a table names {path}, which does not exist")
     measured = [pair for pair in found.items() if pair[1]["ndcg@10"] is not None]
-    return dict(sorted(measured, key=lambda pair: (ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER), pair[0])))
+    return dict(sorted(measured, key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER)))
 
 
 def table(path: Path) -> str:
@@ -94,13 +94,15 @@ def filled(text: str) -> str:
 
 def main() -> None:
     try:
-        text = README.read_text(encoding="utf-8")
-        new = filled(text)
+        for document in DOCUMENTS:
+            text = document.read_text(encoding="utf-8")
+            new = filled(text)
+            if "--check" not in sys.argv[1:]:
+                write_text(document, new)
+            elif new != text:
+                raise UserError(f"{document} is out of date: run python -m sasrec.report.readme")
     except UserError as error:
         sys.exit(f"error: {error}")
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if new == text else "README.md is out of date: run python -m sasrec.report.readme")
-    write_text(README, new)
 
 
 if __name__ == "__main__":
