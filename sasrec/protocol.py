@@ -19,21 +19,45 @@ DIGITS = 5
 
 def card(stats: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
     """Everything two numbers must share to be compared. stats: `data/prepared/stats.json`."""
-    few = stats["few_candidates"]
     sampled = f"ranked against {stats['candidates']} uniform items the user never interacted with"
-    if few:
+    if few := stats["few_candidates"]:
         sampled += f" (all unseen items for the {few} users who have fewer)"
+    popsampled = (
+        f"ranked against {stats['candidates']} items the user never interacted with, drawn by how often they occur in training"
+    )
+    if few := stats["few_popular_candidates"]:
+        popsampled += f" (all of those for the {few} users who have fewer)"
     return {
         "data": f"{stats['dataset']}, sha256 {stats['sha256'][:16]}",
         "filter": ", ".join(f"{key}: {value}" for key, value in stats["filter"].items() if value is not None),
-        "split": "leave-one-out: the last item of a user is for test, the last but one for validation",
+        "split": _split(stats["split"], stats["time_unit"]),
         "users": stats["evaluated"],
         "items": stats["items"],
         "full": "ranked against every item" + (" not seen before" if params.exclude_seen else ""),
         "sampled": sampled,
+        "popsampled": popsampled,
         "candidates_seed": stats["candidates_seed"],
         "ties": "rank = 1 + higher + equal / 2",
     }
+
+
+def _split(facts: dict[str, Any], unit: str | None) -> str:
+    if facts["split"] == "leave_one_out":
+        return "leave-one-out: the last item of a user is for test, the last but one for validation"
+    validation, test = (
+        f"{part} from {_moment(facts[f'{part}_cut'], unit)} on ({100 * facts[f'{part}_share']:g} % of all interactions)"
+        for part in ("validation", "test")
+    )
+    return (
+        f"temporal: training before, {validation}, {test}; the target is the {facts['target']} item of a user in the period, "
+        "its history everything of the user before it"
+    )
+
+
+def _moment(time: int, unit: str | None) -> str:
+    """As an ISO date and time (UTC); as it is where the number is too small to be a real time since 1970."""
+    moment = np.array(time, f"datetime64[{unit}]")
+    return str(moment if moment >= np.datetime64("1980") else time)
 
 
 def short_hash(value: dict[str, Any]) -> str:
@@ -52,11 +76,13 @@ def flat_metrics(
     users. sizes: bits, bytes, embedding_bytes, weight_bytes. validation: NDCG@10 of the checkpoint on validation."""
     full = np.stack([r.full for r in ranks]).astype(np.float64)  # (seeds, users)
     sampled = np.stack([r.sampled for r in ranks]).astype(np.float64)
+    popsampled = np.stack([r.popsampled for r in ranks]).astype(np.float64)
     low, high = metrics.bootstrap_interval(metrics.ndcg(full, 10).mean(0), params.bootstrap, params.seed)
     values: dict[str, Any] = metrics.summarize(full)
     values["coverage@10"] = float(np.mean([r.coverage for r in ranks]))
     values |= {"ndcg@10_low": low, "ndcg@10_high": high}
     values |= metrics.summarize(sampled, "sampled_")
+    values |= metrics.summarize(popsampled, "popsampled_")
     values["valid_ndcg@10"] = validation
     result = {key: value if value is None else round(value, DIGITS) for key, value in values.items()}
     result["users"] = full.shape[1]
@@ -67,7 +93,7 @@ def flat_metrics(
 def write_ranks(folder: Path, ranks: Sequence[Ranks], seeds: Sequence[int], protocol: dict[str, Any]) -> None:
     """Per-user ranks, (users,) float32 in the order of the evaluated users, a folder a seed; and the card."""
     for seed, result in zip(seeds, ranks, strict=True):
-        for name in ("full", "sampled"):
+        for name in ("full", "sampled", "popsampled"):
             content = io.BytesIO()
             np.save(content, getattr(result, name))
             with atomic(folder / str(seed) / f"{name}.npy") as temporary:

@@ -114,9 +114,8 @@ class Trainer:
         self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen")
         self.kind = losses.needs_negatives(params)
-        self.validation_batches = list(
-            evaluation.blocks(store, "validation", model.params.max_len, 512) if len(store.evaluated) else []
-        )
+        self.held = store.held("validation")
+        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512))
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -238,18 +237,18 @@ class Trainer:
         self.model.eval()
         rng = np.random.default_rng([self.seed, 3])
         total = torch.zeros(2, device=self.device)
-        targets = np.asarray(self.store.items)[evaluation.history_ends(self.store, "validation")].astype(np.int64)
+        targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
         for rows, histories in self.validation_batches:
             states[rows] = state = self.model.encode(self._tensor(histories), last=True)[:, 0]
-            negatives = self._negatives(self.store.evaluated[rows], (len(rows),), rng)
+            negatives = self._negatives(self.held.users[rows], (len(rows),), rng)
             result = self._result(state, targets[rows], negatives)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
         loss, accuracy = (total / max(len(targets), 1)).tolist()
         table, only = self.model.scoring_table.all(), self.params.select_on
 
         def scorer(histories: Tensor, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.store.evaluated, users)] @ table.T
+            return states[np.searchsorted(self.held.users, users)] @ table.T
 
         ranks = evaluation.rank(scorer, self.store, "validation", self.model.params.max_len, device=self.device, only=only)
         chosen = ranks.full if only == "full" else ranks.sampled

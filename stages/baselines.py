@@ -8,8 +8,8 @@ import torch
 from sasrec import metrics, protocol
 from sasrec.baselines import Markov, Popularity
 from sasrec.config import Study
-from sasrec.data.sequences import Sequences
-from sasrec.evaluation import Part, Ranks, Scorer, history_ends, rank
+from sasrec.data.sequences import Part, Sequences
+from sasrec.evaluation import Ranks, Scorer, rank
 from sasrec.files import write_json
 from stages.common import run
 
@@ -18,11 +18,8 @@ NAMES = ("popularity", "markov")
 
 
 def fit(name: str, store: Sequences, part: Part) -> Popularity | Markov:
-    """The baseline on all that is known when the items of `part` are asked for: everything but the held-out items."""
-    known = np.ones(len(store.items), bool)
-    known[history_ends(store, "test")] = False
-    if part == "validation":
-        known[history_ends(store, "validation")] = False
+    """The baseline on all that is known when the items of `part` are asked for."""
+    known = store.known(part)
     if name == "popularity":
         return Popularity.fit(store.items, known, store.items_count)
     return Markov.fit(store.items, known, store.items_count, store.offsets)

@@ -47,6 +47,14 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (QuantParams, "quant", {"embedding_bits": 0}, "quant.embedding_bits must be between 1 and 8, not 0"),
         (QuantParams, "quant", {"overrides": {"item_table.weight": 12}}, "quant.overrides.item_table.weight must be"),
         (PrepareParams, "prepare", {"filter": "kcore"}, "did you mean 'k_core'?"),
+        (PrepareParams, "prepare", {"split": "temporl"}, "did you mean 'temporal'?"),
+        (PrepareParams, "prepare", {"test_share": 0}, "prepare.test_share must be between 0.001 and 0.9, not 0"),
+        (
+            PrepareParams,
+            "prepare",
+            {"test_share": 0.6, "validation_share": 0.5},
+            "prepare.test_share and validation_share are 1.1",
+        ),
         (BenchmarkParams, "benchmark", {"batch_sizes": [1, "x"]}, "benchmark.batch_sizes[1] must be a whole number"),
     ],
 )
