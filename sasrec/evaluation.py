@@ -76,6 +76,12 @@ def candidate_rank(scores: Tensor, candidates: Tensor, target: Tensor) -> Tensor
     return mean_rank(torch.cat([scores.masked_fill(candidates == 0, -torch.inf), target[:, None]], 1), target)
 
 
+def refuse_nan(scores: Tensor) -> None:
+    """Raise UserError where a score is not a number."""
+    if bool(scores.isnan().any()):
+        raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
+
+
 def best(scores: Tensor, k: int) -> Tensor:
     """Ids of the k best columns of each row, (batch, k), best first; ties go to the lower id."""
     k = min(k, scores.shape[1])
@@ -105,11 +111,12 @@ def rank(
     exclude_seen: bool = True,
     batch_size: int = 512,
     device: torch.device | str = "cpu",
-    only: Literal["full", "sampled", "both"] = "both",
+    only: Literal["full"] | None = None,
 ) -> Ranks:
     """Rank the held-out item of every evaluated user.
 
-    max_len: how much of the history the scorer is given. Raises UserError where a score is not a number.
+    max_len: how much of the history the scorer is given. only: leave the rest out; its ranks are nan, and nothing is
+    recommended. Raises UserError where a score is not a number.
     """
     held = store.held(part)
     targets = np.asarray(store.items)[held.positions].astype(np.int64)
@@ -120,22 +127,19 @@ def rank(
         users = held.users[rows]
         scores = scorer(torch.from_numpy(histories).to(device), users)
         scores[:, 0] = -torch.inf
-        if bool(scores.isnan().any()):
-            raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
+        refuse_nan(scores)
         target = torch.from_numpy(targets[rows]).to(device)
         own = scores.gather(1, target[:, None]).squeeze(1)
         for ranks, negatives in ((sampled, held.negatives), (popsampled, held.popular_negatives)):
-            if negatives is not None:
+            if only is None and negatives is not None:
                 candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)
                 ranks[rows] = candidate_rank(scores.gather(1, candidates), candidates, own).cpu().numpy()
-        if only == "sampled":
-            continue
         if exclude_seen:
             row, item = seen_pairs(store, users, held.positions[rows])
             scores[torch.from_numpy(row).to(device), torch.from_numpy(item).to(device)] = -torch.inf
             scores.scatter_(1, target[:, None], own[:, None])
         full[rows] = mean_rank(scores, own).cpu().numpy()
-        if only == "both":
+        if only is None:
             recommended += torch.bincount(best(scores, 10).flatten(), minlength=len(recommended))
     return Ranks(full, sampled, popsampled, recommended.cpu().numpy())
 

@@ -91,6 +91,8 @@ def test_ranks_equal_brute_force(chains: SmallStore, part: Part, exclude: bool, 
             others = [table[user, i] for i in negatives[row]]
             mine = table[user, chains.items[held.positions[row]]]
             assert found[row] == 1 + sum(o > mine for o in others) + sum(o == mine for o in others) / 2
+    alone = evaluation.rank(scorer, chains, part, 50, exclude_seen=exclude, batch_size=size, only="full")
+    assert np.array_equal(alone.full, ranks.full) and np.isnan(alone.sampled).all() and not alone.recommended.any()
 
 
 def test_the_history_at_test_includes_the_validation_item(small_store: type[SmallStore]) -> None:
