@@ -176,13 +176,25 @@ class PrepareParams:
     # once: both thresholds are counted on the raw data, as the SASRec authors do; k_core: iterated until nothing falls out.
     filter: Literal["once", "k_core"] = "once"
     duplicates: Literal["keep", "first", "last"] = "keep"
-    # Candidates per user of the sampled protocol, and the seed they are drawn with.
+    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    # Of the temporal split: shares of all interactions in the two last periods, and which one of a user's there is asked for.
+    test_share: float = 0.1
+    validation_share: float = 0.1
+    target: Literal["last", "first"] = "last"
+    # Candidates per user of the sampled protocols, and the seed they are drawn with.
     candidates: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
         within("min_user", self.min_user, 1)
         within("min_item", self.min_item, 1)
+        for name in ("test_share", "validation_share"):
+            within(name, getattr(self, name), 0.001, 0.9)
+        if self.test_share + self.validation_share > 0.95:
+            raise ValueError(
+                f"test_share and validation_share are {self.test_share + self.validation_share:g} of the data; "
+                "leave at least 0.05 to train on"
+            )
         within("candidates", self.candidates, 1, 100_000)
         within("seed", self.seed, 0)
 

@@ -1,7 +1,8 @@
-"""Ranks of every user's held-out item, under both protocols, for anything that scores items.
+"""Ranks of every held-out item, under all three protocols, for anything that scores items.
 
-Leave-one-out: the last item of a user is for test, the last but one for validation. At test the history includes the
-validation item. Ranked are all items that the user has not seen in that history, and always the target itself.
+The history of a target is everything of its user before it; at test that includes what validation held out. Full ranking
+is against all items that the user has not seen in that history, sampled ranking against stored candidates; the target
+itself is always among them.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,26 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sasrec.data.batches import Ints, left_padded
+from sasrec.data.sequences import Held, Part
 from sasrec.errors import UserError
-
-Part = Literal["validation", "test"]
 
 # Scores held at once, in elements; bounds the memory of ranking whatever the catalogue.
 BLOCK_ELEMENTS = 8_000_000
 
 
-class Held(Protocol):
+class Store(Protocol):
     """What evaluation needs of `sasrec.data.sequences.Sequences`."""
 
     items: NDArray[np.int32]
     offsets: NDArray[np.int64]
-    negatives: NDArray[np.int32]
-    validation_negatives: NDArray[np.int32]
 
     @property
-    def evaluated(self) -> NDArray[np.int64]: ...
-    @property
     def items_count(self) -> int: ...
+    def held(self, part: Part) -> Held: ...
 
 
 # (histories (batch, length) padded left, users (batch,)) -> scores of all items (batch, items + 1), column 0 ignored.
@@ -42,11 +39,13 @@ Scorer = Callable[[Tensor, Ints], Tensor]
 
 @dataclass(frozen=True)
 class Ranks:
-    """full, sampled: (users,) float32, one rank per evaluated user in their order. recommended: (items + 1,) how many
+    """full, sampled, popsampled: (users,) float32, one rank per evaluated user in their order, against all items, uniform
+    candidates, and candidates drawn by popularity (of test only: nan on validation). recommended: (items + 1,) how many
     users have the item among their ten best."""
 
     full: NDArray[np.float32]
     sampled: NDArray[np.float32]
+    popsampled: NDArray[np.float32]
     recommended: NDArray[np.int64]
 
     @property
@@ -55,15 +54,10 @@ class Ranks:
         return float((self.recommended[1:] > 0).mean())
 
 
-def history_ends(store: Held, part: Part) -> Ints:
-    """For each evaluated user, the index in `items` of the held-out item, which is where the history ends."""
-    return np.asarray(store.offsets)[store.evaluated + 1] - (1 if part == "test" else 2)
-
-
-def blocks(store: Held, part: Part, max_len: int, size: int) -> Iterator[tuple[Ints, Ints]]:
-    """(positions in `evaluated`, their histories (batch, length)) in batches of about equal length."""
-    ends = history_ends(store, part)
-    begins = np.maximum(np.asarray(store.offsets)[store.evaluated], ends - max_len)
+def blocks(store: Store, held: Held, max_len: int, size: int) -> Iterator[tuple[Ints, Ints]]:
+    """(rows of `held`, their histories (batch, length)) in batches of about equal length."""
+    ends = held.positions
+    begins = np.maximum(np.asarray(store.offsets)[held.users], ends - max_len)
     order = np.argsort(ends - begins, kind="stable")
     for at in range(0, len(order), size):
         rows = order[at : at + size]
@@ -75,6 +69,17 @@ def mean_rank(scores: Tensor, target: Tensor) -> Tensor:
     higher = (scores > target[:, None]).sum(1)
     equal = (scores == target[:, None]).sum(1) - 1
     return 1 + higher + equal.to(torch.float32) / 2
+
+
+def candidate_rank(scores: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
+    """Mean-tie rank of a target of score `target` (batch,) among `candidates` (batch, n), ids of these `scores`, 0 = none."""
+    return mean_rank(torch.cat([scores.masked_fill(candidates == 0, -torch.inf), target[:, None]], 1), target)
+
+
+def refuse_nan(scores: Tensor) -> None:
+    """Raise UserError where a score is not a number."""
+    if bool(scores.isnan().any()):
+        raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
 
 
 def best(scores: Tensor, k: int) -> Tensor:
@@ -99,50 +104,47 @@ def best(scores: Tensor, k: int) -> Tensor:
 @torch.no_grad()
 def rank(
     scorer: Scorer,
-    store: Held,
+    store: Store,
     part: Part,
     max_len: int,
     *,
     exclude_seen: bool = True,
     batch_size: int = 512,
     device: torch.device | str = "cpu",
-    only: Literal["full", "sampled", "both"] = "both",
+    only: Literal["full"] | None = None,
 ) -> Ranks:
     """Rank the held-out item of every evaluated user.
 
-    max_len: how much of the history the scorer is given. Raises UserError where a score is not a number.
+    max_len: how much of the history the scorer is given. only: leave the rest out; its ranks are nan, and nothing is
+    recommended. Raises UserError where a score is not a number.
     """
-    ends = history_ends(store, part)
-    targets = np.asarray(store.items)[ends].astype(np.int64)
-    negatives = store.negatives if part == "test" else store.validation_negatives
-    full = np.zeros(len(ends), np.float32)
-    sampled = np.zeros(len(ends), np.float32)
+    held = store.held(part)
+    targets = np.asarray(store.items)[held.positions].astype(np.int64)
+    full, sampled, popsampled = np.full((3, len(targets)), np.nan, np.float32)
     recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
     size = max(1, min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1)))
-    for rows, histories in blocks(store, part, max_len, size):
-        users = store.evaluated[rows]
+    for rows, histories in blocks(store, held, max_len, size):
+        users = held.users[rows]
         scores = scorer(torch.from_numpy(histories).to(device), users)
         scores[:, 0] = -torch.inf
-        if bool(scores.isnan().any()):
-            raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
+        refuse_nan(scores)
         target = torch.from_numpy(targets[rows]).to(device)
         own = scores.gather(1, target[:, None]).squeeze(1)
-        candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)
-        sampled_scores = torch.cat([scores.gather(1, candidates), own[:, None]], 1)
-        sampled[rows] = mean_rank(sampled_scores, own).cpu().numpy()
-        if only == "sampled":
-            continue
+        for ranks, negatives in ((sampled, held.negatives), (popsampled, held.popular_negatives)):
+            if only is None and negatives is not None:
+                candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)
+                ranks[rows] = candidate_rank(scores.gather(1, candidates), candidates, own).cpu().numpy()
         if exclude_seen:
-            row, item = seen_pairs(store, users, ends[rows])
+            row, item = seen_pairs(store, users, held.positions[rows])
             scores[torch.from_numpy(row).to(device), torch.from_numpy(item).to(device)] = -torch.inf
             scores.scatter_(1, target[:, None], own[:, None])
         full[rows] = mean_rank(scores, own).cpu().numpy()
-        if only == "both":
+        if only is None:
             recommended += torch.bincount(best(scores, 10).flatten(), minlength=len(recommended))
-    return Ranks(full, sampled, recommended.cpu().numpy())
+    return Ranks(full, sampled, popsampled, recommended.cpu().numpy())
 
 
-def seen_pairs(store: Held, users: Ints, ends: Ints) -> tuple[Ints, Ints]:
+def seen_pairs(store: Store, users: Ints, ends: Ints) -> tuple[Ints, Ints]:
     """(row, item) of everything in the history of each row's user."""
     begins = np.asarray(store.offsets)[users]
     counts = ends - begins

@@ -18,27 +18,51 @@ from sasrec.metrics import Floats
 DIGITS = 5
 
 # What ranks are taken among, and how the keys of its metrics begin.
-PREFIX = {"full": "", "sampled": "sampled_"}
+PREFIX = {"full": "", "sampled": "sampled_", "popsampled": "popsampled_"}
 PROTOCOLS = tuple(PREFIX)
 
 
 def card(stats: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
     """Everything two numbers must share to be compared. stats: `data/prepared/stats.json`."""
-    few = stats["few_candidates"]
     sampled = f"ranked against {stats['candidates']} uniform items the user never interacted with"
-    if few:
+    if few := stats["few_candidates"]:
         sampled += f" (all unseen items for the {few} users who have fewer)"
+    popsampled = (
+        f"ranked against {stats['candidates']} items the user never interacted with, drawn by how often they occur in training"
+    )
+    if few := stats["few_popular_candidates"]:
+        popsampled += f" (all of those for the {few} users who have fewer)"
     return {
         "data": f"{stats['dataset']}, sha256 {stats['sha256'][:16]}",
         "filter": ", ".join(f"{key}: {value}" for key, value in stats["filter"].items() if value is not None),
-        "split": "leave-one-out: the last item of a user is for test, the last but one for validation",
+        "split": _split(stats["split"], stats["time_unit"]),
         "users": stats["evaluated"],
         "items": stats["items"],
         "full": "ranked against every item" + (" not seen before" if params.exclude_seen else ""),
         "sampled": sampled,
+        "popsampled": popsampled,
         "candidates_seed": stats["candidates_seed"],
         "ties": "rank = 1 + higher + equal / 2",
     }
+
+
+def _split(facts: dict[str, Any], unit: str | None) -> str:
+    if facts["split"] == "leave_one_out":
+        return "leave-one-out: the last item of a user is for test, the last but one for validation"
+    validation, test = (
+        f"{part} from {_moment(facts[f'{part}_cut'], unit)} on ({100 * facts[f'{part}_share']:g} % of all interactions)"
+        for part in ("validation", "test")
+    )
+    return (
+        f"temporal: training before, {validation}, {test}; the target is the {facts['target']} item of a user in the period, "
+        "its history everything of the user before it"
+    )
+
+
+def _moment(time: int, unit: str | None) -> str:
+    """As an ISO date and time (UTC); as it is where the number is too small to be a real time since 1970."""
+    moment = np.array(time, f"datetime64[{unit}]")
+    return str(moment if moment >= np.datetime64("1980") else time)
 
 
 def short_hash(value: dict[str, Any]) -> str:

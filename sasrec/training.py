@@ -114,9 +114,8 @@ class Trainer:
         self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
-        self.validation_batches = list(
-            evaluation.blocks(store, "validation", model.params.max_len, 512) if len(store.evaluated) else []
-        )
+        self.held = store.held("validation")
+        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512))
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -240,22 +239,40 @@ class Trainer:
         self.model.eval()
         rng = np.random.default_rng([self.seed, 3])
         total = torch.zeros(2, device=self.device)
-        targets = np.asarray(self.store.items)[evaluation.history_ends(self.store, "validation")].astype(np.int64)
+        targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
         for rows, histories in self.validation_batches:
             states[rows] = state = self.model.encode(self._tensor(histories), last=True)[:, 0]
-            negatives = self._negatives(self.store.evaluated[rows], (len(rows),), rng)
+            negatives = self._negatives(self.held.users[rows], (len(rows),), rng)
             result = self._result(state, targets[rows], negatives)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
         loss, accuracy = (total / max(len(targets), 1)).tolist()
-        table, only = self.model.scoring_table.all(), self.params.select_on
+        ranks = self._full_ranks(states) if self.params.select_on == "full" else self._sampled_ranks(states, targets)
+        return loss, accuracy, float(metrics.ndcg(ranks.astype(np.float64), 10).mean()) if len(ranks) else 0.0
+
+    def _full_ranks(self, states: Tensor) -> NDArray[np.float32]:
+        """Ranks of the validation targets among all items; states: (targets, hidden)."""
+        table = self.model.scoring_table.all()
 
         def scorer(histories: Tensor, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.store.evaluated, users)] @ table.T
+            return states[np.searchsorted(self.held.users, users)] @ table.T
 
-        ranks = evaluation.rank(scorer, self.store, "validation", self.model.params.max_len, device=self.device, only=only)
-        chosen = ranks.full if only == "full" else ranks.sampled
-        return loss, accuracy, float(metrics.ndcg(chosen.astype(np.float64), 10).mean()) if len(chosen) else 0.0
+        max_len = self.model.params.max_len
+        return evaluation.rank(scorer, self.store, "validation", max_len, device=self.device, only="full").full
+
+    def _sampled_ranks(self, states: Tensor, targets: Ints) -> NDArray[np.float32]:
+        """Ranks of the validation targets among their candidates, of which alone scores are computed. The sums behind a
+        score may run in another order than in `evaluation.rank`, so that a rank may differ from its own where two scores
+        agree to the last digits."""
+        table = self.model.scoring_table.all()
+        ranks = np.zeros(len(targets), np.float32)
+        for begin in range(0, len(targets), 512):
+            rows = slice(begin, begin + 512)
+            candidates = self._tensor(np.column_stack([self.held.negatives[rows], targets[rows]]))  # (batch, n + 1)
+            scores = (table[candidates] @ states[rows, :, None]).squeeze(2)
+            evaluation.refuse_nan(scores)
+            ranks[rows] = evaluation.candidate_rank(scores[:, :-1], candidates[:, :-1], scores[:, -1]).cpu().numpy()
+        return ranks
 
     def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}

@@ -13,9 +13,8 @@ import torch
 from sasrec import metrics, protocol
 from sasrec.baselines import ItemKNN, Markov, Popularity, RecentPopularity
 from sasrec.config import EvaluateParams, Study
-from sasrec.data.batches import Ints
-from sasrec.data.sequences import Sequences
-from sasrec.evaluation import Part, Ranks, Scorer, history_ends, rank
+from sasrec.data.sequences import Part, Sequences
+from sasrec.evaluation import Ranks, Scorer, rank
 from sasrec.files import write_json
 from stages.common import run
 
@@ -24,17 +23,9 @@ NAMES = ("popularity", "recent_popularity", "markov", "item_knn")
 A_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # by stats["time_unit"]
 
 
-def held(store: Sequences, part: Part) -> tuple[Ints, Ints]:
-    """(users, positions in `items`) of the items that `part` asks for."""
-    return store.evaluated, history_ends(store, part)
-
-
 def fit(name: str, store: Sequences, part: Part, params: EvaluateParams) -> Popularity | RecentPopularity | Markov | ItemKNN:
-    """The baseline on all that is known when the items of `part` are asked for: everything but the held-out items."""
-    users, positions = held(store, part)
-    known = np.ones(len(store.items), bool)
-    known[positions] = False
-    known[held(store, "test")[1]] = False
+    """The baseline on all that is known when the items of `part` are asked for."""
+    known = store.known(part)
     if name == "popularity":
         return Popularity.fit(store.items, known, store.items_count)
     if name == "markov":
@@ -44,8 +35,12 @@ def fit(name: str, store: Sequences, part: Part, params: EvaluateParams) -> Popu
             store.items, known, store.items_count, store.offsets, neighbours=params.knn_neighbours, last=params.knn_last
         )
     assert name == "recent_popularity" and store.timestamps is not None
+    held = store.held(part)
     now = np.zeros(store.users, np.int64)
-    now[users] = store.timestamps[positions]
+    now[held.users] = store.timestamps[held.positions]
+    if store.stats["split"]["split"] == "temporal":
+        # What happens after the cut is known to no model, so the last days before it are the recent ones.
+        now = np.minimum(now, store.stats["split"][f"{part}_cut"])
     window = round(params.recent_days * 86_400 * A_SECOND[store.stats["time_unit"]])
     return RecentPopularity.fit(store.items, store.timestamps, known, store.items_count, now, window)
 

@@ -1,4 +1,4 @@
-"""Stage prepare: data/raw to data/prepared: read, filter, order, renumber, draw the candidate negatives."""
+"""Stage prepare: data/raw to data/prepared: read, filter, order, renumber, split, draw the candidate negatives."""
 
 from pathlib import Path
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from sasrec.data.sequences import Held, Part
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,12 +33,15 @@ class SmallStore:
     def __post_init__(self) -> None:
         self.items: NDArray[np.int32] = np.array([item for s in self.sequences for item in s], np.int32)
         self.offsets: NDArray[np.int64] = np.cumsum([0] + [len(s) for s in self.sequences])
-        self.negatives = self._draw(0)
-        self.validation_negatives = self._draw(1)
+        self.evaluated = np.flatnonzero(np.diff(self.offsets) >= 3)
+        self.negatives, self.validation_negatives, self.popular_negatives = (self._draw(seed) for seed in range(3))
 
-    @cached_property
-    def evaluated(self) -> NDArray[np.int64]:
-        return np.flatnonzero(np.diff(self.offsets) >= 3)
+    def held(self, part: Part) -> Held:
+        """Leave-one-out."""
+        ends = self.offsets[self.evaluated + 1]
+        if part == "test":
+            return Held(self.evaluated, ends - 1, self.negatives, self.popular_negatives)
+        return Held(self.evaluated, ends - 2, self.validation_negatives, None)
 
     @cached_property
     def train_ends(self) -> NDArray[np.int64]:

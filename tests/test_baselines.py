@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from sasrec import baselines
 from sasrec.baselines import ItemKNN, RecentPopularity
 from sasrec.config import EvaluateParams, Study
-from sasrec.data.sequences import Sequences
-from sasrec.evaluation import Part
+from sasrec.data.sequences import Part, Sequences
 from sasrec.files import read_json
 from sasrec.report.results import BASELINES
 from stages.baselines import NAMES, fit, main
@@ -33,9 +32,15 @@ def sequences(users: Sequence[Sequence[tuple[int, int]]], items: int, **stats: A
     for row, some in zip(negatives, unseen, strict=True):
         row[: len(some)] = some
     known = {"items": items, "users": len(users), "times": "comparable", "time_unit": "s"}
-    card = {"dataset": "toy", "sha256": "0", "candidates": items, "candidates_seed": 0, "few_candidates": 0, "filter": {}}
-    stats = {**known, **card, "evaluated": len(unseen), **stats}
-    return Sequences(flat[:, 0].astype(np.int32), offsets, flat[:, 1], None, negatives, negatives, stats)
+    card = {"dataset": "toy", "sha256": "0", "candidates": items, "candidates_seed": 0, "filter": {}}
+    few = {"few_candidates": 0, "few_popular_candidates": 0, "split": {"split": "leave_one_out"}}
+    stats = {**known, **card, **few, "evaluated": len(unseen), **stats}
+    evaluated = np.flatnonzero(np.diff(offsets) >= 3)
+    test, validation = (np.stack([evaluated, offsets[evaluated + 1] - back], 1) for back in (1, 2))
+    ends = np.where(np.diff(offsets) >= 3, offsets[1:] - 2, offsets[1:])
+    return Sequences(
+        flat[:, 0].astype(np.int32), offsets, flat[:, 1], None, ends, test, validation, negatives, negatives, negatives, stats
+    )
 
 
 def scored(scorer: Any, histories: Sequence[Sequence[int]], users: Sequence[int]) -> NDArray[np.float64]:
@@ -171,23 +176,33 @@ def test_held_out_items_tell_nothing(name: str, part: Part) -> None:
             for place in hidden:
                 user[place] = (user[place][0] % 12 + 1, user[place][1])
     second = sequences(users, 12)
-    assert (first.items != second.items).sum() == len(first.evaluated) * len(hidden)
-    histories = np.random.default_rng(1).integers(0, 13, (len(first.evaluated), 5)).tolist()
+    assert (first.items != second.items).sum() == len(first.test) * len(hidden)
+    histories = np.random.default_rng(1).integers(0, 13, (len(first.test), 5)).tolist()
     params = EvaluateParams()
-    one, two = (scored(fit(name, store, part, params), histories, store.evaluated.tolist()) for store in (first, second))
+    asked = first.held(part).users.tolist()
+    one, two = (scored(fit(name, store, part, params), histories, asked) for store in (first, second))
     assert (one == two).all()
 
 
 def test_what_happens_from_the_request_on_tells_recent_popularity_nothing() -> None:
     users = some_users()
     first = sequences(users, 12)
-    user = int(first.evaluated[0])
+    user = int(first.test[0, 0])
     now = users[user][-1][1]
     changed = [[(item % 12 + 1 if time >= now else item, time) for item, time in one] for one in users]
     second = sequences(changed, 12)
     assert (first.items != second.items).sum() > 20
     one, two = (scored(fit("recent_popularity", store, "test", EvaluateParams()), [[1]], [user]) for store in (first, second))
     assert (one == two).all() and one.sum() > 1
+
+
+def test_after_a_cut_in_time_the_recent_days_are_those_before_it() -> None:
+    store = sequences(some_users(), 12)
+    cut = int(np.median(np.asarray(store.timestamps)))
+    store.stats["split"] = {"split": "temporal", "test_cut": cut}
+    scorer = fit("recent_popularity", store, "test", EvaluateParams())
+    assert isinstance(scorer, RecentPopularity)
+    assert scorer.times.max() < cut and scorer.now.max() == cut
 
 
 def run(monkeypatch: pytest.MonkeyPatch, **stats: Any) -> None:

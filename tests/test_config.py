@@ -72,6 +72,14 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (EvaluateParams, "evaluate", {"recent_days": 40_000}, "evaluate.recent_days must be above 0 and at most 36525"),
         (EvaluateParams, "evaluate", {"knn_neighbours": 0}, "evaluate.knn_neighbours must be"),
         (EvaluateParams, "evaluate", {"knn_last": 0}, "evaluate.knn_last must be"),
+        (PrepareParams, "prepare", {"split": "temporl"}, "did you mean 'temporal'?"),
+        (PrepareParams, "prepare", {"test_share": 0}, "prepare.test_share must be between 0.001 and 0.9, not 0"),
+        (
+            PrepareParams,
+            "prepare",
+            {"test_share": 0.6, "validation_share": 0.5},
+            "prepare.test_share and validation_share are 1.1",
+        ),
         (BenchmarkParams, "benchmark", {"batch_sizes": [1, "x"]}, "benchmark.batch_sizes[1] must be a whole number"),
     ],
 )

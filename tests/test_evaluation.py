@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sasrec import evaluation, metrics
 from sasrec.data.batches import Ints
+from sasrec.data.sequences import Part
 from sasrec.errors import UserError
 from tests.conftest import SmallStore
 
@@ -73,7 +74,7 @@ def brute_force(store: SmallStore, table: np.ndarray, part: str, exclude: bool) 
 @pytest.mark.parametrize("part", ["validation", "test"])
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_ranks_equal_brute_force(chains: SmallStore, part: evaluation.Part, exclude: bool, size: int) -> None:
+def test_ranks_equal_brute_force(chains: SmallStore, part: Part, exclude: bool, size: int) -> None:
     table = np.random.default_rng(1).integers(0, 6, (len(chains.sequences), 41)).astype(np.float32)
 
     def scorer(histories: Tensor, users: Ints) -> Tensor:
@@ -81,12 +82,17 @@ def test_ranks_equal_brute_force(chains: SmallStore, part: evaluation.Part, excl
 
     ranks = evaluation.rank(scorer, chains, part, 50, exclude_seen=exclude, batch_size=size)
     assert ranks.full.tolist() == brute_force(chains, table, part, exclude)
-    negatives = chains.negatives if part == "test" else chains.validation_negatives
-    for row, user in enumerate(chains.evaluated):
-        target = chains.sequences[user][-1 if part == "test" else -2]
-        others = [table[user, i] for i in negatives[row]]
-        mine = table[user, target]
-        assert ranks.sampled[row] == 1 + sum(o > mine for o in others) + sum(o == mine for o in others) / 2
+    held = chains.held(part)
+    for found, negatives in ((ranks.sampled, held.negatives), (ranks.popsampled, held.popular_negatives)):
+        if negatives is None:
+            assert part == "validation" and np.isnan(found).all()
+            continue
+        for row, user in enumerate(held.users):
+            others = [table[user, i] for i in negatives[row]]
+            mine = table[user, chains.items[held.positions[row]]]
+            assert found[row] == 1 + sum(o > mine for o in others) + sum(o == mine for o in others) / 2
+    alone = evaluation.rank(scorer, chains, part, 50, exclude_seen=exclude, batch_size=size, only="full")
+    assert np.array_equal(alone.full, ranks.full) and np.isnan(alone.sampled).all() and not alone.recommended.any()
 
 
 def test_the_history_at_test_includes_the_validation_item(small_store: type[SmallStore]) -> None:
@@ -108,9 +114,9 @@ def test_candidates_that_do_not_exist_do_not_count(small_store: type[SmallStore]
     store = small_store([[1, 2, 3, 4]], 6, candidates=5)  # two unseen items only
     assert (store.negatives == 0).sum() == 3
     ranks = evaluation.rank(lambda h, u: torch.arange(7.0).flip(0).repeat(len(h), 1), store, "test", 5)
-    assert ranks.sampled.tolist() == [1.0]
+    assert ranks.sampled.tolist() == ranks.popsampled.tolist() == [1.0]
     ranks = evaluation.rank(lambda h, u: torch.arange(7.0).repeat(len(h), 1), store, "test", 5)
-    assert ranks.sampled.tolist() == [3.0]
+    assert ranks.sampled.tolist() == ranks.popsampled.tolist() == [3.0]
 
 
 def test_a_target_that_was_seen_before_stays_a_candidate(small_store: type[SmallStore]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sasrec import evaluation, metrics
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.data.batches import Batch, epoch_batches
@@ -113,6 +114,14 @@ def test_the_best_checkpoint_on_validation_is_what_remains(chains: SmallStore) -
     assert progress.best_ndcg == best.validation_ndcg
     again = Trainer(model, chains, FAST, 0, device=CPU).validate()[2]
     assert again == pytest.approx(progress.best_ndcg, abs=1e-9)
+
+
+def test_sampled_validation_scores_the_candidates_alone(chains: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = train(chains, FAST)
+    ranks = evaluation.rank(evaluation.model_scorer(model), chains, "validation", 10).sampled
+    monkeypatch.delattr(evaluation, "rank")
+    found = Trainer(model, chains, dataclasses.replace(FAST, select_on="sampled"), 0, device=CPU).validate()[2]
+    assert found == pytest.approx(metrics.ndcg(ranks.astype(float), 10).mean(), abs=1e-9)
 
 
 def test_early_stopping_waits_for_patience_validations(chains: SmallStore) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from sasrec.config import PrepareParams
-from sasrec.data.sequences import EVALUABLE
 from sasrec.data.table import Array, Table
 from sasrec.errors import UserError
+
+EVALUABLE = 3  # interactions of a user for leave-one-out: one to test on, one to validate on, one to start from
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def build(table: Table, params: PrepareParams) -> Interactions:
     `min_item`, counted once on what is left so far, or iterated to a k-core. Ids are given in order of first appearance
     in the file, without gaps; 0 is padding.
 
-    Raises UserError when nothing, or nobody who can be evaluated, is left.
+    Raises UserError when nothing, or under leave-one-out nobody who can be evaluated, is left.
     """
     rows = _sort(table)
     raw = _raw_stats(rows, len(table.item_ids))
@@ -184,7 +185,7 @@ def _refuse_nothing(before: _Rows, left: _Rows, params: PrepareParams) -> None:
             f"nothing is left after prepare.min_user = {params.min_user} and prepare.min_item = {params.min_item} "
             f"({params.filter}): {seen}; {advice}"
         )
-    if np.bincount(left.users).max() < EVALUABLE:
+    if params.split == "leave_one_out" and np.bincount(left.users).max() < EVALUABLE:
         raise UserError(f"no user has the {EVALUABLE} interactions that evaluation needs after filtering: {seen}; {advice}")
     if _distinct(left.items) < 2:
         raise UserError(f"only one item is left after filtering: {seen}; {advice}")
@@ -200,19 +201,17 @@ def _renumber(rows: _Rows, stats: dict[str, Any]) -> Interactions:
     lengths = np.bincount(rows.users)[user_codes]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tied = np.append(False, _tied(rows))
-    evaluated = lengths >= EVALUABLE
     ties = int((tied | np.append(tied[1:], False)).sum())
     summary = {
         "users": len(user_codes),
         "items": len(item_codes),
         "interactions": len(rows.users),
-        "evaluated": int(evaluated.sum()),
         "length": _quantiles(lengths),
         "duplicates": stats["raw"]["duplicates"],
         "exact_duplicates": stats["raw"]["exact_duplicates"],
         "ties": stats["raw"]["ties"],
         "ties_kept": ties,
-        "last_two_tie": int((tied[offsets[1:] - 1] & evaluated).sum()),
+        "last_two_tie": int((tied[offsets[1:] - 1] & (lengths >= EVALUABLE)).sum()),
     }
     return Interactions(new[rows.items], offsets, rows.timestamps, rows.ratings, user_codes, item_codes, summary | stats)
 

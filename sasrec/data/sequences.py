@@ -1,17 +1,18 @@
 """The prepared data as flat arrays on disk: the reader that training uses, and the only description of the layout.
 
 items.npy int32 (interactions,): ids 1..n, users one after the other, each in time order; offsets.npy int64
-(users + 1,); timestamps.npy int64 and ratings.npy float32 (interactions,), where the data has them; negatives.npy and
-validation_negatives.npy int32 (evaluated users, candidates), 0 where a user has too few unseen items; catalogue.csv
-(id, original, title, categories joined with |; row order by id), users.csv (id, original; user u of the arrays has id
-u + 1), stats.json.
+(users + 1,); timestamps.npy int64 and ratings.npy float32 (interactions,), where the data has them; train_ends.npy int64
+(users,): user u trains on items[offsets[u] : train_ends[u]]; test.npy and validation.npy int64 (targets, 2): (user, place of
+the target in items), users ascending; negatives.npy, popular_negatives.npy (of test) and validation_negatives.npy int32
+(targets, candidates), row by row their candidates, 0 where a user has too few; catalogue.csv (id, original, title,
+categories joined with |; row order by id), users.csv (id, original; user u of the arrays has id u + 1), stats.json.
 """
 
 import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +23,35 @@ from sasrec.files import read_json
 Array = np.ndarray[Any, Any]
 Ints = NDArray[np.int64]
 
-EVALUABLE = 3  # interactions: one to test on, one to validate on, one to start from
+Part = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is held out for one part. users: int64 (n,), ascending, one target each; positions: int64 (n,), where the target is
+    in items; its history is everything of the user before it. negatives: int32 (n, candidates), 0 = none;
+    popular_negatives: the same, drawn by popularity, for test only."""
+
+    users: Ints
+    positions: Ints
+    negatives: NDArray[np.int32]
+    popular_negatives: NDArray[np.int32] | None
 
 
 @dataclass
 class Sequences:
-    """Sequences of users 0..users-1 of items 1..items_count. Leave-one-out: the last item of a user is the test target,
-    the last but one the validation target, the rest is for training; users with fewer than 3 train on everything."""
+    """Sequences of users 0..users-1 of items 1..items_count, and what of them is for training, validation and test."""
 
     items: NDArray[np.int32]
     offsets: Ints
     timestamps: Ints | None
     ratings: NDArray[np.float32] | None
+    train_ends: Ints
+    test: Ints
+    validation: Ints
     negatives: NDArray[np.int32]
     validation_negatives: NDArray[np.int32]
+    popular_negatives: NDArray[np.int32]
     stats: dict[str, Any]
 
     @classmethod
@@ -49,8 +65,12 @@ class Sequences:
                 _array(path, "offsets", np.int64, 1),
                 _array(path, "timestamps", np.int64, 1) if (path / "timestamps.npy").exists() else None,
                 _array(path, "ratings", np.float32, 1) if (path / "ratings.npy").exists() else None,
+                _array(path, "train_ends", np.int64, 1),
+                _array(path, "test", np.int64, 2),
+                _array(path, "validation", np.int64, 2),
                 _array(path, "negatives", np.int32, 2),
                 _array(path, "validation_negatives", np.int32, 2),
+                _array(path, "popular_negatives", np.int32, 2),
                 stats,
             )
             problem = store._problem()
@@ -74,12 +94,31 @@ class Sequences:
             array = getattr(self, name)
             if array is not None and len(array) != len(self.items):
                 return f"{name}.npy does not fit items.npy"
-        for name in ("negatives", "validation_negatives"):
-            array = getattr(self, name)
-            if len(array) != len(self.evaluated):
-                return f"{name}.npy has {len(array)} rows for {len(self.evaluated)} evaluated users"
+        begins, ends = self.offsets[:-1], self.offsets[1:]
+        if len(self.train_ends) != self.users or ((self.train_ends < begins) | (self.train_ends > ends)).any():
+            return "train_ends.npy does not fit offsets.npy"
+        for name in ("test", "validation"):
+            if (problem := self._target_problem(getattr(self, name))) is not None:
+                return f"{name}.npy {problem}"
+        for name in ("negatives", "validation_negatives", "popular_negatives"):
+            array, targets = getattr(self, name), self.validation if name == "validation_negatives" else self.test
+            if len(array) != len(targets):
+                return f"{name}.npy has {len(array)} rows for {len(targets)} targets"
             if array.size and (int(array.min()) < 0 or int(array.max()) > self.items_count):
                 return f"{name}.npy holds ids that are not in the catalogue"
+        return None
+
+    def _target_problem(self, targets: Ints) -> str | None:
+        """What is wrong with (user, place) rows, or None."""
+        if targets.shape[1] != 2:
+            return f"has {targets.shape[1]} columns for user and place"
+        users, places = targets.T
+        if (np.diff(users) < 1).any() or (users < 0).any() or (users >= self.users).any():
+            return "names users that do not exist, or not in ascending order"
+        if ((places <= self.offsets[users]) | (places >= self.offsets[users + 1])).any():
+            return "holds a target without a history, or outside its user's sequence"
+        if (places < self.train_ends[users]).any():
+            return "holds a target that is trained on"
         return None
 
     @property
@@ -96,32 +135,30 @@ class Sequences:
         """int64 (users,)"""
         return np.diff(self.offsets)
 
-    @cached_property
-    def evaluated(self) -> Ints:
-        """int64 (evaluated users,): users with at least 3 interactions, ascending; rows of the negatives."""
-        return np.flatnonzero(self.lengths >= EVALUABLE)
+    def held(self, part: Part) -> Held:
+        if part == "test":
+            users, positions = np.ascontiguousarray(self.test.T)
+            return Held(users, positions, self.negatives, self.popular_negatives)
+        users, positions = np.ascontiguousarray(self.validation.T)
+        return Held(users, positions, self.validation_negatives, None)
 
-    @cached_property
-    def train_ends(self) -> Ints:
-        """int64 (users,): user u trains on items[offsets[u] : train_ends[u]]."""
-        return np.where(self.lengths >= EVALUABLE, self.offsets[1:] - 2, self.offsets[1:])
+    def known(self, part: Part) -> NDArray[np.bool_]:
+        """bool (interactions,): what is known when the targets of `part` are asked for. Of validation: the training part. Of
+        test: everything but the test targets, and with a cut in time everything before it."""
+        if part == "validation":
+            return training_part(self.offsets, self.train_ends)
+        if self.stats["split"]["split"] == "temporal":
+            assert self.timestamps is not None
+            return np.asarray(self.timestamps < self.stats["split"]["test_cut"])
+        known = np.ones(len(self.items), bool)
+        known[self.test[:, 1]] = False
+        return known
 
-    def validation_positions(self) -> Ints:
-        """int64 (evaluated users,): where the validation target is in items; the history is all of the user before."""
-        positions: Ints = self.offsets[self.evaluated + 1] - 2
-        return positions
 
-    def test_positions(self) -> Ints:
-        """int64 (evaluated users,): where the test target is in items; the history includes the validation target."""
-        positions: Ints = self.offsets[self.evaluated + 1] - 1
-        return positions
-
-    def train_counts(self) -> Ints:
-        """int64 (items_count + 1,): how often each item occurs in the training parts; place 0 is padding."""
-        training = np.ones(len(self.items), bool)
-        training[self.validation_positions()] = False
-        training[self.test_positions()] = False
-        return np.bincount(self.items[training], minlength=self.items_count + 1)
+def training_part(offsets: Ints, train_ends: Ints) -> NDArray[np.bool_]:
+    """bool (interactions,): which are trained on."""
+    trained: NDArray[np.bool_] = np.arange(offsets[-1]) < np.repeat(train_ends, np.diff(offsets))
+    return trained
 
 
 def read_catalogue(path: Path | str) -> list[tuple[str, str, tuple[str, ...]]]:

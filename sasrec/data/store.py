@@ -12,8 +12,8 @@ from sasrec.data.arrays import save_array
 from sasrec.data.candidates import Unseen
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
-from sasrec.data.sequences import EVALUABLE
 from sasrec.data.source import Source
+from sasrec.data.split import split, training_counts
 from sasrec.data.table import Table
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, write_json
@@ -25,16 +25,24 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
     table = read(raw, source, dataset)
     interactions = build(table, params)
     times, note = _times(dataset, source, interactions)
-    evaluated = np.flatnonzero(np.diff(interactions.offsets) >= EVALUABLE)
-    unseen = Unseen(interactions.items, interactions.offsets, len(interactions.item_codes))
-    test, validation = (unseen.draw(evaluated, params.candidates, [params.seed, part]) for part in (0, 1))
+    items, offsets, n_items = interactions.items, interactions.offsets, len(interactions.item_codes)
+    parts = split(interactions, params, times)
+    counts = training_counts(items, offsets, parts.train_ends, n_items)
+    unseen = Unseen(items, offsets, n_items)
+    negatives = unseen.draw(parts.test[:, 0], params.candidates, [params.seed, 0])
+    validation_negatives = unseen.draw(parts.validation[:, 0], params.candidates, [params.seed, 1])
+    popular = unseen.draw_popular(parts.test[:, 0], params.candidates, counts, [params.seed, 2])
     stats = {
         "dataset": source.name,
         "sha256": source.sha256,
         **interactions.stats,
         "candidates": params.candidates,
         "candidates_seed": params.seed,
-        "few_candidates": int((test[:, -1] == 0).sum()),
+        "few_candidates": int((negatives[:, -1] == 0).sum()),
+        "few_popular_candidates": int((popular[:, -1] == 0).sum()),
+        "split": parts.facts,
+        "evaluated": len(parts.test),
+        "cold_targets": int((counts[items[parts.test[:, 1]]] == 0).sum()),
         "times": times,
         "times_note": note,
         "time_unit": _unit(interactions.timestamps),
@@ -47,14 +55,18 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         },
     }
     with atomic_folder(prepared) as folder:
-        save_array(folder / "items.npy", interactions.items)
-        save_array(folder / "offsets.npy", interactions.offsets)
+        save_array(folder / "items.npy", items)
+        save_array(folder / "offsets.npy", offsets)
         if interactions.timestamps is not None:
             save_array(folder / "timestamps.npy", interactions.timestamps)
         if interactions.ratings is not None:
             save_array(folder / "ratings.npy", interactions.ratings)
-        save_array(folder / "negatives.npy", test)
-        save_array(folder / "validation_negatives.npy", validation)
+        save_array(folder / "train_ends.npy", parts.train_ends)
+        save_array(folder / "test.npy", parts.test)
+        save_array(folder / "validation.npy", parts.validation)
+        save_array(folder / "negatives.npy", negatives)
+        save_array(folder / "validation_negatives.npy", validation_negatives)
+        save_array(folder / "popular_negatives.npy", popular)
         _write_ids(folder, table, interactions)
         write_json(folder / "stats.json", stats)
     return stats

@@ -1,7 +1,8 @@
 """Keep the tables of the documents in step with the committed metrics: python -m sasrec.report.readme [--check]
 
-The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of table -->`; PATH is a folder of metrics files or one
-reference file. With --check nothing is written, and the exit status is 1 where a table is out of date.
+The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of
+table -->`; PATH is a folder of metrics files or one reference file. With --check nothing is written, and the exit status is
+1 where a table is out of date.
 """
 
 import re

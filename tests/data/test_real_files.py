@@ -106,7 +106,7 @@ def test_games_of_the_sasrec_paper(shared: Find, prepare: Callable[..., Sequence
         11_604,
         112,
     )
-    assert len(store.evaluated) == 31_013 - 112
+    assert len(store.test) == 31_013 - 112
     core = prepare("sasrec", path, filter="k_core")
     assert core.lengths.min() >= 5 and np.bincount(core.items)[1:].min() >= 5
 

@@ -37,15 +37,22 @@ def test_store(prepared: Path) -> None:
     # Users in order of appearance: u-1 (a b c a), 007 (a d c), w (d). Items: a, b, c, d.
     assert store.items.tolist() == [1, 2, 3, 1, 1, 4, 3, 4] and store.offsets.tolist() == [0, 4, 7, 8]
     assert store.users == 3 and store.items_count == 4 and store.lengths.tolist() == [4, 3, 1]
-    assert store.evaluated.tolist() == [0, 1] and store.timestamps is None and store.ratings is None
+    assert store.timestamps is None and store.ratings is None
     # Leave-one-out; w has fewer than 3 and trains on everything.
     assert store.train_ends.tolist() == [2, 5, 8]
-    assert store.items[store.validation_positions()].tolist() == [3, 4]
-    assert store.items[store.test_positions()].tolist() == [1, 3]
-    assert store.train_counts().tolist() == [0, 2, 1, 0, 1]
-    # u-1 has never seen d, 007 has never seen b: one candidate where two are wanted.
-    assert store.negatives.tolist() == [[4, 0], [2, 0]] == store.validation_negatives.tolist()
-    assert store.stats["few_candidates"] == 2 and store.stats["times"] == "order"
+    validation, test = store.held("validation"), store.held("test")
+    assert validation.users.tolist() == test.users.tolist() == [0, 1] and store.stats["evaluated"] == 2
+    assert store.items[validation.positions].tolist() == [3, 4] and store.items[test.positions].tolist() == [1, 3]
+    assert store.known("validation").tolist() == [True, True, False, False, True, False, False, True]
+    assert store.known("test").tolist() == [True, True, True, False, True, True, False, True]
+    # The item c is in no training part.
+    assert store.stats["cold_targets"] == 1
+    # u-1 has never seen d, 007 has never seen b: one candidate where two are wanted. Both occur in training.
+    assert test.negatives.tolist() == [[4, 0], [2, 0]] == validation.negatives.tolist()
+    assert test.popular_negatives is not None and test.popular_negatives.tolist() == [[4, 0], [2, 0]]
+    assert validation.popular_negatives is None
+    assert store.stats["few_candidates"] == 2 == store.stats["few_popular_candidates"]
+    assert store.stats["times"] == "order"
     assert isinstance(store.items, np.memmap)
     assert read_catalogue(prepared) == [
         ("a", "", ("Toys", "Games")),
@@ -66,7 +73,7 @@ def test_the_same_input_gives_the_same_bytes(stage: Callable[..., None], project
         stage("prepare", **sections)
         files = sorted([*(project / "data" / "raw").iterdir(), *(project / "data" / "prepared").iterdir()])
         contents.append([(file.name, file.read_bytes()) for file in files])
-    assert contents[0] == contents[1] and len(contents[0]) == 12
+    assert contents[0] == contents[1] and len(contents[0]) == 16
     # Nothing of the machine or the moment.
     assert str(project).encode() not in b"".join(content for _, content in contents[0])
 
@@ -81,7 +88,7 @@ def test_another_seed_draws_other_candidates(stage: Callable[..., None], project
         store = Sequences.load(project / "data" / "prepared")
         drawn.append(np.array(store.negatives))
         assert not np.array_equal(store.negatives, store.validation_negatives)
-        for row, user in zip(store.negatives, store.evaluated, strict=True):
+        for row, user in zip(store.negatives, store.held("test").users, strict=True):
             assert not set(row.tolist()) & set(store.items[store.offsets[user] : store.offsets[user + 1]].tolist())
     assert not np.array_equal(drawn[0], drawn[1])
 
@@ -93,6 +100,14 @@ def test_another_seed_draws_other_candidates(stage: Callable[..., None], project
         (lambda path: (path / "stats.json").write_text("{"), "JSON"),
         (lambda path: (path / "items.npy").write_bytes(b""), "cannot be used"),
         (lambda path: np.save(path / "negatives.npy", np.zeros((1, 2), np.int32)), "negatives.npy has 1 rows for 2"),
+        (lambda path: np.save(path / "popular_negatives.npy", np.zeros((3, 2), np.int32)), "negatives.npy has 3 rows for 2"),
+        (lambda path: np.save(path / "train_ends.npy", np.array([2, 3, 8])), "train_ends.npy does not fit"),
+        (lambda path: np.save(path / "test.npy", np.array([[0, 3, 1]])), "test.npy has 3 columns"),
+        (lambda path: np.save(path / "test.npy", np.array([[1, 6], [0, 3]])), "test.npy names users"),
+        (lambda path: np.save(path / "test.npy", np.array([[0, 3], [3, 8]])), "test.npy names users"),
+        (lambda path: np.save(path / "test.npy", np.array([[0, 3], [1, 4]])), "test.npy holds a target without a history"),
+        (lambda path: np.save(path / "test.npy", np.array([[0, 3], [1, 7]])), "test.npy holds a target without a history"),
+        (lambda path: np.save(path / "validation.npy", np.array([[0, 1], [1, 5]])), "holds a target that is trained on"),
         (lambda path: np.save(path / "items.npy", np.zeros(8, np.int32)), "not in the catalogue"),
         (lambda path: np.save(path / "items.npy", np.ones(7, np.int32)), "different counts"),
         (lambda path: np.save(path / "items.npy", np.ones(8, np.int64)), "int64"),

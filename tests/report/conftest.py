@@ -15,6 +15,7 @@ from sasrec.training import Row, write_curves
 STATS = {
     "dataset": "toy", "sha256": "0" * 64, "users": 6, "items": 30, "interactions": 60, "length": {"median": 9}, "evaluated": 5,
     "candidates": 100, "candidates_seed": 0, "few_candidates": 0, "filter": {"min_user": 5},
+    "few_popular_candidates": 0, "split": {"split": "leave_one_out"}, "time_unit": None,
 }  # fmt: skip
 EVALUATE = EvaluateParams(bootstrap=200)
 RANKS = {
@@ -39,7 +40,7 @@ def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None)
     """Metrics, ranks, curves and latencies of one variant in the working directory."""
     protocol_card = protocol.card(STATS, EVALUATE) if card is None else {"other": card}
     ranks = np.array(RANKS[name], np.float32)
-    results = [Ranks(ranks, np.minimum(ranks, 3), np.ones(31, np.int64)) for _ in seeds]
+    results = [Ranks(ranks, np.minimum(ranks, 3), np.minimum(ranks, 5), np.ones(31, np.int64)) for _ in seeds]
     quantized = name in ("ptq", "lsq")
     size = {
         "bits": 4 if quantized else 32,

@@ -1,0 +1,104 @@
+"""What is trained on and what is held out: leave-one-out, or a global cut in time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sasrec.config import PrepareParams
+from sasrec.data.interactions import EVALUABLE, Interactions
+from sasrec.data.sequences import training_part
+from sasrec.data.table import Array
+from sasrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """`train_ends`: int64 (users,), user u trains on items[offsets[u] : train_ends[u]]. `validation`, `test`: int64 (n, 2),
+    (user, place of the target in items), users ascending; the history of a target is everything of its user before it.
+    `facts`: what stats.json says of the split."""
+
+    train_ends: Array
+    validation: Array
+    test: Array
+    facts: dict[str, Any]
+
+
+def split(interactions: Interactions, params: PrepareParams, times: str) -> Split:
+    """The split that `prepare.split` names. times: whether those of different users can be compared ('comparable' or
+    'order'). Raises UserError where the data has no such split."""
+    if params.split == "leave_one_out":
+        return leave_one_out(interactions.offsets)
+    if interactions.timestamps is None:
+        raise UserError(
+            "params.yaml: prepare.split is 'temporal', but the data has no timestamps; name the column in "
+            "dataset.columns.timestamp, or set prepare.split to leave_one_out"
+        )
+    if times == "order":
+        raise UserError(
+            "params.yaml: prepare.split is 'temporal', but the times of this data only order each user's own "
+            "interactions; set prepare.split to leave_one_out, or dataset.times to comparable where they are real times"
+        )
+    return temporal(interactions.offsets, interactions.timestamps, params)
+
+
+def leave_one_out(offsets: Array) -> Split:
+    """The last item of a user is the test target, the last but one the validation target, the rest is for training;
+    users with fewer than 3 interactions train on everything."""
+    ends = offsets[1:]
+    users = np.flatnonzero(np.diff(offsets) >= EVALUABLE)
+    train_ends = ends.copy()
+    train_ends[users] -= 2
+    validation, test = (np.stack([users, ends[users] - before], 1) for before in (2, 1))
+    return Split(train_ends, validation, test, {"split": "leave_one_out"})
+
+
+def temporal(offsets: Array, timestamps: Array, params: PrepareParams) -> Split:
+    """The global temporal split (Gusak et al., 'Time to Split', arXiv 2507.16289): one cut in time for all users begins the
+    test period, an earlier one the validation period; training is everything before both.
+
+    The cuts are times of interactions, placed so that the last `test_share` of all interactions, and `validation_share`
+    before it, are in the periods; what happens at a cut is after it, so that ties stay together. A user's `target` in a
+    period is its last or its first interaction there, and counts where anything of the user comes before it.
+    Raises UserError where a period has no target, or nothing is left to train on.
+    """
+    in_order = np.sort(timestamps)
+    shares = (params.test_share + params.validation_share, params.test_share)
+    cuts = [int(in_order[-max(1, round(share * len(in_order)))]) for share in shares]
+    begins, ends = offsets[:-1], offsets[1:]
+    # Where each user enters the validation and the test period.
+    entries = [begins + np.add.reduceat((timestamps < cut).astype(np.int64), begins) for cut in cuts]
+    validation = _targets(begins, entries[0], entries[1], params.target)
+    test = _targets(begins, entries[1], ends, params.target)
+    for name, rows, cut in (("validation", validation, cuts[0]), ("test", test, cuts[1])):
+        if not len(rows):
+            raise UserError(
+                f"no user has a target with a history in the {name} period, which begins at time {cut}; raise "
+                f"prepare.{name}_share, or set prepare.target to last or prepare.split to leave_one_out"
+            )
+    if (entries[0] - begins).max() < 2:
+        raise UserError(
+            f"nothing is left to train on: no user has two interactions before the time {cuts[0]}, where the validation "
+            "period begins; lower prepare.validation_share and prepare.test_share, or set prepare.split to leave_one_out"
+        )
+    facts = {
+        "split": "temporal",
+        "validation_share": params.validation_share,
+        "test_share": params.test_share,
+        "target": params.target,
+        "validation_cut": cuts[0],
+        "test_cut": cuts[1],
+    }
+    return Split(entries[0], validation, test, facts)
+
+
+def _targets(begins: Array, entries: Array, exits: Array, target: str) -> Array:
+    """int64 (n, 2): (user, place) of the first or the last of the user's interactions [entry, exit) in a period."""
+    places = entries if target == "first" else exits - 1
+    users = np.flatnonzero((entries < exits) & (places > begins))
+    return np.stack([users, places[users]], 1)
+
+
+def training_counts(items: Array, offsets: Array, train_ends: Array, n_items: int) -> Array:
+    """int64 (n_items + 1,): how often each item occurs in the training part; place 0 is padding."""
+    return np.bincount(items[training_part(offsets, train_ends)], minlength=n_items + 1)
