@@ -7,16 +7,24 @@ from typing import Any
 import pytest
 import yaml
 
-from sasrec.report.readme import filled
+from sasrec.report.readme import DOCUMENTS, filled
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_tables_are_the_committed_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_the_tables_are_the_committed_metrics(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert TEXT.count("<!-- table:") == TEXT.count("<!-- end of table -->") >= 2
-    assert filled(TEXT) == TEXT, "run python -m sasrec.report.readme"
+    text = document.read_text(encoding="utf-8")
+    assert text.count("<!-- table:") == text.count("<!-- end of table -->") >= 2
+    assert filled(text) == text, "run python -m sasrec.report.readme"
+
+
+def test_every_reference_has_its_table() -> None:
+    text = (ROOT / "metrics/reference/README.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "metrics/reference").glob("*.json")}
+    assert set(re.findall(r"<!-- table: metrics/reference/(\S+) -->", text)) == files
 
 
 def test_every_parameter_in_it_exists() -> None:

@@ -1,8 +1,8 @@
 """Keep the tables of the documents in step with the committed metrics: python -m sasrec.report.readme [--check]
 
 The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of
-table -->`; PATH is a folder of metrics files or one reference file. With --check nothing is written, and the exit status is
-1 where a table is out of date.
+table -->`; PATH is the folder of metrics files, one reference file, or the folder of references for a summary of them. With
+--check nothing is written, and the exit status is 1 where a table is out of date.
 """
 
 import re
@@ -34,6 +34,29 @@ def variants(path: Path) -> dict[str, Mapping[str, Any]]:
         raise UserError(f"a table names {path}, which does not exist")
     measured = [pair for pair in found.items() if pair[1]["ndcg@10"] is not None]
     return dict(sorted(measured, key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER)))
+
+
+def summary(path: Path) -> str:
+    """One row for each learned full-precision model of each reference in the folder `path` that names published figures."""
+    lines = [
+        "| reference | model | HR@10 | NDCG@10 | sampled HR@10 | sampled NDCG@10 | published for the same file |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for file in sorted(path.glob("*.json")):
+        content = read_json(file)
+        for name in content["params"]["models"] if content["published"] else ():
+            row = content["variants"][name]
+            figures = [f"{row[key]:.4f}" for key in ("hr@10", "ndcg@10", "sampled_hr@10", "sampled_ndcg@10")]
+            lines.append(
+                f"| [{file.stem}]({file.as_posix()}) | {name} | {' | '.join(figures)} | {_figures(content['published'][0])} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _figures(published: Mapping[str, Any]) -> str:
+    """A published row in words."""
+    words = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "sampled_hr@10": "sampled HR@10", "sampled_ndcg@10": "sampled NDCG@10"}
+    return ", ".join(f"{words[key]} {published[key]:.4f}" for key in words if key in published) + f": {published['source']}"
 
 
 def table(path: Path) -> str:
@@ -90,7 +113,12 @@ def protocol(card: Mapping[str, Any]) -> str:
 
 def filled(text: str) -> str:
     """`text` with every table made anew."""
-    return TABLE.sub(lambda match: f"{match[1]}{table(Path(match[2]))}{match[3]}", text)
+
+    def made(match: re.Match[str]) -> str:
+        path = Path(match[2])
+        return f"{match[1]}{summary(path) if path.name == 'reference' else table(path)}{match[3]}"
+
+    return TABLE.sub(made, text)
 
 
 def main() -> None:
