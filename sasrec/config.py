@@ -210,7 +210,7 @@ class ModelParams:
     blocks: int = 2
     heads: int = 1
     ffn_dim: int | None = None  # null: as wide as hidden
-    dropout: float = 0.2
+    dropout: float = 0.4
     block: Block = "pre_norm"
     # right: the last item always has the last position; left: the first item of a window has position 0.
     position: Position = "right"
@@ -233,7 +233,7 @@ Loss = Literal["bce", "gbce", "sampled_softmax", "cross_entropy", "bpr"]
 
 @dataclass(frozen=True)
 class TrainParams:
-    loss: Loss = "sampled_softmax"
+    loss: Loss = "cross_entropy"
     # Per position for bce, gbce and bpr; shared by the whole batch for sampled_softmax, and by the positions of one sequence
     # for gbce with shared_negatives.
     negatives: int = 256
@@ -245,13 +245,13 @@ class TrainParams:
     windows: Literal["last", "all"] = "all"
     # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
     batching: Literal["bucketed", "shuffled"] = "bucketed"
-    epochs: int = 60
-    batch_size: int = 128
+    epochs: int = 30
+    batch_size: int = 64
     lr: float = 1e-3
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
-    warmup: float = 0.0  # share of all steps
+    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    warmup: float = 0.02 # share of all steps
     clip_norm: float | None = None
     patience: int = 10  # validations without a new best before stopping
     evaluate_every: int = 1
