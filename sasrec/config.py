@@ -210,7 +210,7 @@ class ModelParams:
     blocks: int = 2
     heads: int = 1
     ffn_dim: int | None = None  # null: as wide as hidden
-    dropout: float = 0.4
+    dropout: float = 0.3
     block: Block = "pre_norm"
     # right: the last item always has the last position; left: the first item of a window has position 0.
     position: Position = "right"
@@ -245,8 +245,8 @@ class TrainParams:
     windows: Literal["last", "all"] = "all"
     # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
     batching: Literal["bucketed", "shuffled"] = "bucketed"
-    epochs: int = 30
-    batch_size: int = 64
+    epochs: int = 60
+    batch_size: int = 32
     lr: float = 1e-3
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
