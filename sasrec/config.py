@@ -251,7 +251,7 @@ class TrainParams:
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
-    warmup: float = 0.02 # share of all steps
+    warmup: float = 0.02  # share of all steps
     clip_norm: float | None = None
     patience: int = 10  # validations without a new best before stopping
     evaluate_every: int = 1
