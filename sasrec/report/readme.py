@@ -13,6 +13,7 @@ from typing import Any
 
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
+from sasrec.report.results import BASELINES
 from sasrec.report.tables import size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
@@ -64,7 +65,9 @@ def table(path: Path) -> str:
     also the paired change, and what others have published."""
     rows = variants(path)
     content: Mapping[str, Any] = {} if path.is_dir() else read_json(path)
-    changes = {row["variant"]: row for row in reversed(content.get("comparisons", []))}  # the first of a variant stays
+    # The first of a variant is with its own reference; a model against the baselines is in their rows.
+    own = [row for row in content.get("comparisons", []) if row["reference"] not in BASELINES]
+    changes = {row["variant"]: row for row in reversed(own)}
     change = bool(changes)
     lines = [
         "| variant | bits | size | NDCG@10 (95 % interval) |" + " change (95 % interval) |" * change
