@@ -165,11 +165,12 @@ class Trainer:
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
         max_len, every, bucketed = self.model.params.max_len, self.params.windows == "all", self.params.batching == "bucketed"
-        count, batches = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
+        drawn = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
+        count, average = drawn.count, drawn.positions / max(drawn.count, 1)
         total = torch.zeros(2, device=self.device)
         tokens = 0
         rate = self.params.lr
-        bar = tqdm(batches, f"epoch {epoch}/{self.params.epochs}", count, leave=False, disable=not sys.stderr.isatty())
+        bar = tqdm(drawn.batches, f"epoch {epoch}/{self.params.epochs}", count, leave=False, disable=not sys.stderr.isatty())
         for i, batch in enumerate(bar):
             stop_if_orphaned()
             if i % REFRESH_EVERY == 0:
@@ -177,9 +178,11 @@ class Trainer:
             rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
             self._set_rates(rate)
             result, n = self._loss(batch, rng)
+            # Batches of short windows have few positions; weighing as much as the others, each of those would count for more.
+            loss = result.loss if self.params.weighting == "batch" else result.loss * (n / average)
             penalty = self.extras.penalty()
             self.optimizer.zero_grad()
-            (result.loss if penalty is None else result.loss + penalty).backward()
+            (loss if penalty is None else loss + penalty).backward()
             if self.params.clip_norm:
                 nn.utils.clip_grad_norm_(self.weights, self.params.clip_norm)
             self.optimizer.step()

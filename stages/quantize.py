@@ -39,7 +39,7 @@ def main(study: Study, method: str, seed: str) -> None:
                 train, epochs=quant.epochs, lr=quant.lr, schedule="cosine", warmup=0.0, patience=quant.epochs + 1
             )
         model.to(device)
-        _, batches = epoch_batches(store, model.params.max_len, train.batch_size, False, int(seed), 0)
+        batches = epoch_batches(store, model.params.max_len, train.batch_size, False, int(seed), 0).batches
         histories = [
             torch.from_numpy(batch.histories).to(device)
             for batch, _ in zip(batches, range(quant.calibration_batches), strict=False)

@@ -33,7 +33,8 @@ def test_padding_is_on_the_left() -> None:
 
 
 def test_targets_follow_their_histories_and_held_out_items_are_never_seen(chains: SmallStore) -> None:
-    count, epoch = epoch_batches(chains, 8, 16, True, 0, 1)
+    drawn = epoch_batches(chains, 8, 16, True, 0, 1)
+    count, epoch = drawn.count, drawn.batches
     held_out = 0
     seen = list(epoch)
     assert len(seen) == count
@@ -48,7 +49,7 @@ def test_targets_follow_their_histories_and_held_out_items_are_never_seen(chains
 
 
 def test_an_epoch_can_be_repeated_and_differs_from_the_next(chains: SmallStore) -> None:
-    first, again, other = (list(epoch_batches(chains, 8, 16, True, 3, epoch)[1]) for epoch in (1, 1, 2))
+    first, again, other = (list(epoch_batches(chains, 8, 16, True, 3, epoch).batches) for epoch in (1, 1, 2))
     assert all((a.histories == b.histories).all() for a, b in zip(first, again, strict=True))
     assert any(
         a.histories.shape != b.histories.shape or (a.histories != b.histories).any() for a, b in zip(first, other, strict=False)
@@ -63,7 +64,7 @@ def padding(epoch: list[Batch]) -> float:
 def test_buckets_hold_windows_of_like_length_and_shuffled_batches_of_any(small_store: type[SmallStore]) -> None:
     rng = np.random.default_rng(0)
     store = small_store([[1] * int(n) for n in rng.integers(4, 52, 2000)], 3)
-    bucketed, shuffled = (list(epoch_batches(store, 50, 32, True, 0, 0, b)[1]) for b in (True, False))
+    bucketed, shuffled = (list(epoch_batches(store, 50, 32, True, 0, 0, b).batches) for b in (True, False))
     assert padding(bucketed) < 0.03
     assert padding(shuffled) > 0.3
     # In random order: no batch is all short or all long, and the batches are about equally long.
@@ -77,7 +78,8 @@ def test_both_ways_of_batching_hold_the_same_windows_each_epoch(chains: SmallSto
     for epoch in (1, 2):
         content = []
         for bucketed in (True, False):
-            count, batches = epoch_batches(chains, 8, 16, every, 3, epoch, bucketed)
+            drawn = epoch_batches(chains, 8, 16, every, 3, epoch, bucketed)
+            count, batches = drawn.count, drawn.batches
             found = list(batches)
             assert len(found) == count
             assert [len(b.users) for b in found].count(16) == count - 1

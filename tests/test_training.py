@@ -90,7 +90,7 @@ def test_an_epoch_counts_every_real_token_once_however_it_is_batched(chains: Sma
     for batching in ("bucketed", "shuffled"):
         params = dataclasses.replace(FAST, loss="cross_entropy", batching=batching, lr=1e-12)
         trainer = Trainer(fresh(dataclasses.replace(SMALL, dropout=0.0)), chains, params, 0, device=CPU)
-        _, batches = epoch_batches(chains, 10, 16, True, 0, 1, batching == "bucketed")
+        batches = epoch_batches(chains, 10, 16, True, 0, 1, batching == "bucketed").batches
         counts.append(sum(trainer._loss(batch, np.random.default_rng(0))[1] for batch in batches))
         means.append(trainer.epoch(1)[1])
     # Each user's training part has one pair less than items.

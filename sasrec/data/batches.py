@@ -39,6 +39,15 @@ class Batch:
     users: Ints
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """count: how many batches; positions: real positions in all of them together."""
+
+    count: int
+    positions: int
+    batches: Iterator[Batch]
+
+
 def windows(offsets: Ints, ends: Ints, max_len: int, every: bool, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
     """Cut the training part [offsets[u], ends[u]) of each user into windows of up to `max_len` (input, target) pairs.
 
@@ -71,9 +80,9 @@ def left_padded(items: NDArray[np.int32], starts: Ints, stops: Ints, length: int
 
 def epoch_batches(
     store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int, bucketed: bool = True
-) -> tuple[int, Iterator[Batch]]:
+) -> Epoch:
     """The batches of one epoch, in random order, each of windows of about the same length; without `bucketed`, of windows
-    drawn whatever their lengths. Either way every window is in one batch. Returns the number of batches too."""
+    drawn whatever their lengths. Either way every window is in one batch."""
     rng = np.random.default_rng([seed, epoch, 0])
     users, starts, stops = windows(np.asarray(store.offsets), store.train_ends, max_len, every, rng)
     order = rng.permutation(len(users))
@@ -92,7 +101,7 @@ def epoch_batches(
             targets = left_padded(store.items, begin + 1, end + 1, length)
             yield Batch(histories, targets, users[rows])
 
-    return len(batches), generate()
+    return Epoch(len(batches), int((stops - starts).sum()), generate())
 
 
 # Largest bit table of (user, item) pairs, in bytes; beyond it pairs are looked up in a sorted list, five times slower.
