@@ -245,7 +245,7 @@ class TrainParams:
     windows: Literal["last", "all"] = "all"
     # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
     batching: Literal["bucketed", "shuffled"] = "bucketed"
-    # position: every position of an epoch weighs the same; batch: every batch does, so that one of short windows counts for more.
+    # position: every position of an epoch weighs the same; batch: every batch does, so that short windows count for more.
     weighting: Literal["position", "batch"] = "position"
     epochs: int = 60
     batch_size: int = 32
