@@ -139,7 +139,11 @@ def test_names_that_nothing_knows_are_refused(tmp_path: Path, changes: dict[str,
 
 
 def test_a_choice_for_every_model_is_refused_where_one_of_them_cannot_follow(tmp_path: Path) -> None:
-    train = {**yaml.safe_load((ROOT / "params.yaml").read_text())["train"], "negative_sampling": "popularity"}
+    train = {
+        **yaml.safe_load((ROOT / "params.yaml").read_text())["train"],
+        "loss": "sampled_softmax",
+        "negative_sampling": "popularity",
+    }
     assert read_study(write(tmp_path, train=train)).of_model("sasrec")[1].negative_sampling == "popularity"
     with pytest.raises(UserError, match=r"per_model\.gsasrec\.train\.negative_sampling is popularity, which loss: gbce"):
         read_study(write(tmp_path, train=train, per_model={"sasrec": {}, "gsasrec": {"train": {"loss": "gbce"}}}))

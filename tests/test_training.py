@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec import evaluation, metrics
+from sasrec import evaluation, losses, metrics
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.data.batches import Batch, epoch_batches
@@ -22,7 +22,9 @@ from tests.conftest import SmallStore
 
 CPU = torch.device("cpu")
 SMALL = ModelParams(max_len=10, hidden=16, dropout=0.1)
-FAST = TrainParams(epochs=6, batch_size=16, lr=0.01, negatives=8, patience=10)
+FAST = TrainParams(
+    loss="sampled_softmax", epochs=6, batch_size=16, lr=0.01, negatives=8, patience=10, schedule="constant", warmup=0.0
+)
 
 
 def fresh(params: ModelParams = SMALL, seed: int = 0) -> SASRec:
@@ -185,11 +187,11 @@ def test_an_orphan_stops(chains: SmallStore, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_schedules() -> None:
-    constant = TrainParams(lr=2.0, warmup=0.5)
+    constant = TrainParams(lr=2.0, schedule="constant", warmup=0.5)
     assert [learning_rate(constant, p) for p in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
     cosine = TrainParams(lr=2.0, schedule="cosine", warmup=0.2)
     assert [round(learning_rate(cosine, p), 9) for p in (0, 0.1, 0.2, 0.6, 1)] == [0, 1, 2, 1, 0]
-    one = TrainParams(lr=1.0, schedule="one_cycle")
+    one = TrainParams(lr=1.0, schedule="one_cycle", warmup=0.0)
     assert learning_rate(one, 0) == pytest.approx(1 / 25)
     assert learning_rate(one, 0.3) == pytest.approx(1)
     assert learning_rate(one, 1) == pytest.approx(1e-4)
@@ -259,3 +261,31 @@ def test_the_recorded_validation_is_that_of_what_is_frozen(chains: SmallStore, m
     shipped.load_state_dict({name: t for name, t in model.state_dict().items() if ".quantizer." not in name})
     thaw(shipped, freeze(model))
     assert Trainer(shipped, chains, FAST, 0, device=CPU).validate()[2] == pytest.approx(progress.best_ndcg, abs=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ["position", "batch"])
+def test_what_a_position_weighs(weighting: str, monkeypatch: pytest.MonkeyPatch, chains: SmallStore) -> None:
+    """The sum of what is derived over an epoch: with `position` the mean over its positions times the number of batches,
+    whatever the lengths of the batches; with `batch` the sum of the batches' own means."""
+    params = TrainParams(weighting=weighting, batch_size=8, epochs=1, lr=1e-12, warmup=0.0)  # type: ignore[arg-type]
+    model = SASRec(ModelParams(max_len=6, hidden=8, dropout=0.0), chains.items_count)
+    trainer = Trainer(model, chains, params, 0, device=torch.device("cpu"))
+    means: list[tuple[float, int]] = []
+    derived: list[float] = []
+    inner = trainer._loss
+
+    def spied(batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
+        result, n = inner(batch, rng)
+        means.append((result.loss.item(), n))
+        return result, n
+
+    monkeypatch.setattr(trainer, "_loss", spied)
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (derived.append(loss.item()), backward(loss))[1])
+    trainer.epoch(1)
+    positions = sum(n for _, n in means)
+    assert len({n for _, n in means}) > 1
+    if weighting == "batch":
+        assert derived == [mean for mean, _ in means]
+    else:
+        assert sum(derived) == pytest.approx(len(means) * sum(mean * n for mean, n in means) / positions, rel=1e-5)
