@@ -119,7 +119,7 @@ def test_many_popular_negatives_with_their_correction_become_the_full_softmax() 
         return abs(loss.item() - full.item()), ((gradient - wanted).norm() / wanted.norm()).item()
 
     def sampled(correction: torch.Tensor | None) -> torch.Tensor:
-        params = TrainParams(negative_sampling="popularity", negatives=drawn_count)
+        params = TrainParams(loss="sampled_softmax", negative_sampling="popularity", negatives=drawn_count)
         return losses.compute(params, items, score, lambda: table, states, targets, drawn, None, correction).loss
 
     assert max(error(sampled(torch.from_numpy(log_expected)))) < 0.01
@@ -138,7 +138,10 @@ def test_a_target_that_is_never_drawn_has_a_finite_loss() -> None:
     negatives = sampler.draw_shared(6, np.random.default_rng(0))
     torch.manual_seed(0)
     model = SASRec(ModelParams(max_len=4, hidden=8, dropout=0.0), 4)
-    params, log_expected = TrainParams(negative_sampling="popularity"), torch.from_numpy(sampler.log_expected(negatives))
+    params, log_expected = (
+        TrainParams(loss="sampled_softmax", negative_sampling="popularity"),
+        torch.from_numpy(sampler.log_expected(negatives)),
+    )
     states, targets = torch.randn(2, 8), torch.tensor([3, 4])
     args = (params, 4, model.score, model.scoring_table.all, states, targets, torch.from_numpy(negatives), None, log_expected)
     result = losses.compute(*args)
