@@ -5,7 +5,8 @@
 
 `keep` writes metrics/reference/NAME.json and, beside it in metrics/reference/NAME/, the curves, every user's rank and the
 study's part of dvc.lock. --notes: a YAML file with `configurations`, those that were compared on validation to choose this
-one, a list of {params, valid_ndcg@10}; and `published`, what others report for the file, a list of {source, metrics}.
+one, a list of {params, valid_ndcg@10}; `published`, what others report for the file, a list of {source, metrics}; and
+`test_reads`, how many of the configurations were measured on the test items, where that is more than this one.
 `check` recomputes every metric, interval and comparison from the ranks alone.
 """
 
@@ -43,11 +44,11 @@ def processor() -> str:
 def notes(file: str | None) -> dict[str, Any]:
     """How the configuration was chosen, and the published figures to compare with."""
     content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
-    strange = set(content) - {"configurations", "published"}
+    strange = set(content) - {"configurations", "published", "test_reads"}
     if strange:
-        raise UserError(f"--notes {file}: unknown key {strange.pop()}; known: configurations, published")
+        raise UserError(f"--notes {file}: unknown key {strange.pop()}; known: configurations, published, test_reads")
     configurations = content.get("configurations", [])
-    tried = {"count": len(configurations), "configurations": configurations, "test_reads": 1}
+    tried = {"count": len(configurations), "configurations": configurations, "test_reads": content.get("test_reads", 1)}
     return {"tried": tried, "published": content.get("published", [])}
 
 

@@ -143,7 +143,7 @@ def test_the_command_of_a_reference_still_sets_its_parameters(file: Path) -> Non
 def test_committed_references_are_whole(file: Path) -> None:
     content = read_json(file)
     assert {"command", "params", "environment", "data", "card", "tried", "published", "variants", "comparisons"} <= set(content)
-    assert content["command"].startswith("dvc ") and content["tried"]["test_reads"] == 1
+    assert content["command"].startswith("dvc ") and content["tried"]["test_reads"] >= 1
     assert (file.with_suffix("") / "dvc.lock").exists()
     sizes = [path.stat().st_size for path in file.with_suffix("").rglob("*") if path.is_file()]
     assert max(sizes) < 1_000_000

@@ -281,7 +281,12 @@ def test_what_a_position_weighs(weighting: str, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(trainer, "_loss", spied)
     backward = torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (derived.append(loss.item()), backward(loss))[1])
+
+    def noted(loss: torch.Tensor) -> None:
+        derived.append(loss.item())
+        backward(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", noted)
     trainer.epoch(1)
     positions = sum(n for _, n in means)
     assert len({n for _, n in means}) > 1
