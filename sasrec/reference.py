@@ -48,8 +48,9 @@ def unpacked(path: Path) -> Floats:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def rank_file(name: str, variant: str, seed: int, protocol: str) -> Path:
-    return ROOT / name / "ranks" / f"{variant}-{seed}.{protocol}.npy.gz"
+def rank_file(folder: Path, variant: str, seed: int, protocol: str) -> Path:
+    """folder: the one of a reference."""
+    return folder / "ranks" / f"{variant}-{seed}.{protocol}.npy.gz"
 
 
 def kind_of(variant: str, params: Mapping[str, Any]) -> Kind:
@@ -68,7 +69,8 @@ def load_variants(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Varia
         kind = kind_of(variant, params)
         seeds = (BASELINE_SEED,) if kind == "baseline" else tuple(params["seeds"])
         ranks = {
-            protocol: np.stack([unpacked(rank_file(name, variant, seed, protocol)) for seed in seeds]) for protocol in PROTOCOLS
+            protocol: np.stack([unpacked(rank_file(ROOT / name, variant, seed, protocol)) for seed in seeds])
+            for protocol in PROTOCOLS
         }
         gains, log2_ranks = metrics.ndcg(ranks["full"], 10), np.log2(ranks["full"])
         wanted = reference(variant, kind, tuple(content["variants"]), source)

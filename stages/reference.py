@@ -26,7 +26,7 @@ import yaml
 from sasrec import reference
 from sasrec.config import Study
 from sasrec.errors import UserError
-from sasrec.files import atomic, read_json, sha256, write_json, write_text
+from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
 from sasrec.protocol import PROTOCOLS
 from sasrec.report.results import BASELINE_SEED, BASELINES
 from stages.common import PARAMS, read_study
@@ -53,12 +53,12 @@ def notes(file: str | None) -> dict[str, Any]:
 
 
 def lock(study: Study) -> str:
-    """The entries of dvc.lock that belong to the study; an experiment leaves those of earlier ones in place."""
+    """The entries of dvc.lock that the metrics come from; an experiment leaves those of earlier ones in place."""
     content = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
-    wanted = {"fetch", "prepare", "baselines", "report"}
+    wanted = {"fetch", "prepare", "baselines"}
     wanted |= {f"train@{model}-{seed}" for model in study.models for seed in study.seeds}
     wanted |= {f"quantize@{method}-{seed}" for method in study.quantized for seed in study.seeds}
-    wanted |= {f"{stage}@{variant}" for stage in ("export", "evaluate", "benchmark") for variant in study.variants}
+    wanted |= {f"{stage}@{variant}" for stage in ("export", "evaluate") for variant in study.variants}
     content["stages"] = {name: entry for name, entry in content["stages"].items() if name in wanted}
     return str(yaml.safe_dump(content, sort_keys=False))
 
@@ -68,7 +68,6 @@ def keep(options: argparse.Namespace) -> None:
     if not Path(options.data).is_file():
         raise UserError(f"--data {options.data} is not a file; name the data file that the results were made from")
     record = notes(options.notes)
-    folder = reference.ROOT / options.name
     found = {name: read_json(Path("metrics", f"{name}.json")) for name in (*BASELINES, *study.variants)}
     # What the data does not allow has no figures.
     variants = {name: values for name, values in found.items() if values["ndcg@10"] is not None}
@@ -76,16 +75,17 @@ def keep(options: argparse.Namespace) -> None:
     cards = {values["card"] for values in variants.values()}
     if len(cards) > 1:
         raise UserError(f"the files in metrics/ were measured under different protocols ({', '.join(sorted(cards))})")
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in variants:
-        for seed in (BASELINE_SEED,) if name in baselines else study.seeds:
-            source = Path("data/evaluated", name, str(seed))
-            for protocol in PROTOCOLS:
-                with atomic(reference.rank_file(options.name, name, seed, protocol)) as temporary:
-                    temporary.write_bytes(reference.packed(np.load(source / f"{protocol}.npy")))
-            if name not in baselines:
-                shutil.copy(Path("plots/curves", f"{name}-{seed}.csv"), folder)
-    write_text(folder / "dvc.lock", lock(study))
+    with atomic_folder(reference.ROOT / options.name) as folder:
+        for name in variants:
+            for seed in (BASELINE_SEED,) if name in baselines else study.seeds:
+                source = Path("data/evaluated", name, str(seed))
+                for protocol in PROTOCOLS:
+                    path = reference.rank_file(folder, name, seed, protocol)
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(reference.packed(np.load(source / f"{protocol}.npy")))
+                if name not in baselines:
+                    shutil.copy(Path("plots/curves", f"{name}-{seed}.csv"), folder)
+        write_text(folder / "dvc.lock", lock(study))
     content: dict[str, Any] = {
         "command": options.command,
         "params": yaml.safe_load(PARAMS.read_text(encoding="utf-8")),
@@ -102,7 +102,7 @@ def keep(options: argparse.Namespace) -> None:
         "variants": variants,
     }
     _, content["comparisons"] = reference.recomputed(options.name, content)
-    write_json(folder.with_suffix(".json"), content)
+    write_json(reference.ROOT / f"{options.name}.json", content)
 
 
 def check(names: Sequence[str]) -> None:
@@ -129,6 +129,8 @@ def main() -> None:
         keep(options) if options.task == "keep" else check(options.names)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} does not exist; run the command whose results are to be kept first")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  
         "seeds": [0], "quant": {"model": "sasrec"}, "evaluate": {"bootstrap": 200, "seed": 0},
     }  # fmt: skip
     write_text("params.yaml", yaml.safe_dump(params))
-    write_text("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": {"fetch": {}, "train@sasrec-0": {}, "train@old-0": {}}}))
+    write_text(
+        "dvc.lock",
+        yaml.safe_dump({"schema": "2.0", "stages": {"fetch": {}, "train@sasrec-0": {}, "train@old-0": {}, "report": {}}}),
+    )
     write_text("raw.txt", "1 1\n")
     write_json("metrics/item_knn.json", dict.fromkeys(read_json("metrics/markov.json")))
     write_json("metrics/recent_popularity.json", dict.fromkeys(read_json("metrics/markov.json")))
@@ -62,6 +65,14 @@ def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  
     write_text("notes.yaml", yaml.safe_dump(notes))
     command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", notes="notes.yaml"))  # type: ignore[arg-type]
     return folder / "metrics/reference/toy.json"
+
+
+def test_what_cannot_be_kept_whole_leaves_the_old_reference(kept: Path) -> None:
+    before = {path: path.read_bytes() for path in kept.parent.rglob("*") if path.is_file()}
+    Path("plots/curves/lsq-0.csv").unlink()
+    with pytest.raises(FileNotFoundError):
+        command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", notes=None))  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in kept.parent.rglob("*") if path.is_file()} == before
 
 
 def test_a_kept_reference_agrees_with_its_ranks(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
