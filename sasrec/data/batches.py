@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sasrec.data.sequences import training_counts, training_part
+
 Ints = NDArray[np.int64]
 
 # Batches that are sorted by length together; long enough to leave almost no padding, short enough to stay random.
@@ -108,23 +110,15 @@ def epoch_batches(
 BIT_TABLE = 2**28
 
 
-def training_pairs(store: Store) -> tuple[Ints, NDArray[np.int32]]:
-    """(users, items) of every interaction in the training parts, in the order of the store."""
-    offsets, ends = np.asarray(store.offsets), store.train_ends
-    lengths = ends - offsets[:-1]
-    users = np.repeat(np.arange(len(ends)), lengths)
-    inside = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths - offsets[:-1], lengths)
-    return users, store.items[inside]
-
-
 class Seen:
     """Which (user, item) pairs are in the training part, as the keys user * (items + 1) + item."""
 
     def __init__(self, store: Store) -> None:
         self.stride = store.items_count + 1
-        users, items = training_pairs(store)
-        self.keys = np.unique(users * self.stride + items)
-        count = len(store.offsets) - 1
+        offsets, ends = np.asarray(store.offsets), store.train_ends
+        users = np.repeat(np.arange(len(ends)), ends - offsets[:-1])
+        self.keys = np.unique(users * self.stride + store.items[training_part(offsets, ends)])
+        count = len(ends)
         self.counts = np.bincount(self.keys // self.stride, minlength=count)
         size = count * self.stride // 8 + 1
         self.bits = np.zeros(size, np.uint8) if size <= BIT_TABLE else None
@@ -149,7 +143,7 @@ class NegativeSampler:
         self.seen = Seen(store) if unseen else None
         self.counts: Ints | None = None  # (items + 1,) in the training parts
         if by_popularity:
-            self.counts = np.bincount(training_pairs(store)[1], minlength=self.items + 1)
+            self.counts = training_counts(store.items, np.asarray(store.offsets), store.train_ends, self.items)
             self.cumulative = self.counts.cumsum()
 
     def draw(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:

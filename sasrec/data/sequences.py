@@ -161,6 +161,11 @@ def training_part(offsets: Ints, train_ends: Ints) -> NDArray[np.bool_]:
     return trained
 
 
+def training_counts(items: Array, offsets: Array, train_ends: Array, n_items: int) -> Array:
+    """int64 (n_items + 1,): how often each item occurs in the training part; place 0 is padding."""
+    return np.bincount(items[training_part(offsets, train_ends)], minlength=n_items + 1)
+
+
 def read_catalogue(path: Path | str) -> list[tuple[str, str, tuple[str, ...]]]:
     """(original id, title, categories) of the items 1..n of the store at `path`, in that order."""
     with open(Path(path) / "catalogue.csv", encoding="utf-8", newline="") as file:

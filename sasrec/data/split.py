@@ -7,7 +7,6 @@ import numpy as np
 
 from sasrec.config import PrepareParams
 from sasrec.data.interactions import EVALUABLE, Interactions
-from sasrec.data.sequences import training_part
 from sasrec.data.table import Array
 from sasrec.errors import UserError
 
@@ -97,8 +96,3 @@ def _targets(begins: Array, entries: Array, exits: Array, target: str) -> Array:
     places = entries if target == "first" else exits - 1
     users = np.flatnonzero((entries < exits) & (places > begins))
     return np.stack([users, places[users]], 1)
-
-
-def training_counts(items: Array, offsets: Array, train_ends: Array, n_items: int) -> Array:
-    """int64 (n_items + 1,): how often each item occurs in the training part; place 0 is padding."""
-    return np.bincount(items[training_part(offsets, train_ends)], minlength=n_items + 1)

@@ -12,8 +12,9 @@ from sasrec.data.arrays import save_array
 from sasrec.data.candidates import Unseen
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
+from sasrec.data.sequences import training_counts
 from sasrec.data.source import Source
-from sasrec.data.split import split, training_counts
+from sasrec.data.split import split
 from sasrec.data.table import Table
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, write_json
