@@ -243,10 +243,13 @@ class TrainParams:
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
     gbce_t: float = 0.75
     windows: Literal["last", "all"] = "all"
-    # bucketed: a batch holds windows of about the same length, so that there is little padding; shuffled: of any length.
-    batching: Literal["bucketed", "shuffled"] = "bucketed"
+    # packed: a batch holds windows of any length, side by side in rows without padding; shuffled: the same windows, each
+    # padded to the longest; bucketed: windows of about the same length.
+    batching: Literal["packed", "shuffled", "bucketed"] = "packed"
     # position: every position of an epoch weighs the same; batch: every batch does, so that short windows count for more.
     weighting: Literal["position", "batch"] = "position"
+    # bfloat16: the factors of matrix products are rounded to bfloat16 in training, sums and everything else are float32.
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
     epochs: int = 60
     batch_size: int = 32
     lr: float = 1e-3

@@ -10,7 +10,8 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ class Extras:
     penalty: Callable[[], Tensor | None] = lambda: None
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None
     refresh: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def product_precision(precision: str) -> Iterator[None]:
+    """The precision of the factors of matrix products inside; sums are float32 either way. Where a processor has no
+    products of bfloat16 they stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if precision == "bfloat16" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def learning_rate(params: TrainParams, progress: float) -> float:
@@ -164,8 +177,8 @@ class Trainer:
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
-        max_len, every, bucketed = self.model.params.max_len, self.params.windows == "all", self.params.batching == "bucketed"
-        drawn = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
+        max_len, every = self.model.params.max_len, self.params.windows == "all"
+        drawn = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, self.params.batching)
         count, average = drawn.count, drawn.positions / max(drawn.count, 1)
         total = torch.zeros(2, device=self.device)
         tokens = 0
@@ -177,12 +190,13 @@ class Trainer:
                 self.extras.refresh()
             rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
             self._set_rates(rate)
-            result, n = self._loss(batch, rng)
-            # Batches of short windows have few positions; weighing as much as the others, each of those would count for more.
-            loss = result.loss if self.params.weighting == "batch" else result.loss * (n / average)
-            penalty = self.extras.penalty()
-            self.optimizer.zero_grad()
-            (loss if penalty is None else loss + penalty).backward()
+            with product_precision(self.params.precision):
+                result, n = self._loss(batch, rng)
+                # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
+                loss = result.loss if self.params.weighting == "batch" else result.loss * (n / average)
+                penalty = self.extras.penalty()
+                self.optimizer.zero_grad()
+                (loss if penalty is None else loss + penalty).backward()
             if self.params.clip_norm:
                 nn.utils.clip_grad_norm_(self.weights, self.params.clip_norm)
             self.optimizer.step()
@@ -204,20 +218,20 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
-        states = self.model.encode(self._tensor(batch.histories))
+        windows = None if batch.windows is None else self._tensor(batch.windows)
+        states = self.model.encode(self._tensor(batch.histories), windows=windows)
         targets = batch.targets[real]
         if self.kind == "sequence":
-            negatives = self._negatives(batch.users, (len(real),), rng)
+            negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
             return self._result(states, targets, negatives, self._tensor(real)), len(targets)
-        negatives = self._negatives(batch.users, real.shape, rng)
         states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
-        return self._result(states, targets, negatives[real] if negatives.ndim > 1 else negatives), len(targets)
+        return self._result(states, targets, self._negatives(batch.users[real], rng)), len(targets)
 
-    def _negatives(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
-        """(n,) for the whole batch, or (*shape, n), whose first axis is that of the users; for cross-entropy n = 1."""
+    def _negatives(self, users: Ints, rng: np.random.Generator) -> Ints:
+        """(n,) for the whole batch, or (tokens, n) for users (tokens,); for cross-entropy n = 1."""
         if self.kind == "batch":
             return self.sampler.draw_shared(self.params.negatives, rng)
-        return self.sampler.draw(users, (*shape, 1 if self.kind == "none" else self.params.negatives), rng)
+        return self.sampler.draw(users, (len(users), 1 if self.kind == "none" else self.params.negatives), rng)
 
     def _result(self, states: Tensor, targets: Ints, negatives: Ints, real: Tensor | None = None) -> losses.Result:
         log_expected = self.sampler.log_expected(negatives)
@@ -246,7 +260,7 @@ class Trainer:
         states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
         for rows, histories in self.validation_batches:
             states[rows] = state = self.model.encode(self._tensor(histories), last=True)[:, 0]
-            negatives = self._negatives(self.held.users[rows], (len(rows),), rng)
+            negatives = self._negatives(self.held.users[rows], rng)
             result = self._result(state, targets[rows], negatives)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
         loss, accuracy = (total / max(len(targets), 1)).tolist()

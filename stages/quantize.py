@@ -24,7 +24,8 @@ def main(study: Study, method: str, seed: str) -> None:
     device = set_up(study.threads, study.device)
     module, options = load_method(method, study.methods.get(method))
     quant = study.quant
-    _, train = study.of_model(quant.model)
+    # The levels of a grid are not numbers of bfloat16, so that quantized products are exact only in float32.
+    train = dataclasses.replace(study.of_model(quant.model)[1], precision="float32")
     store = Sequences.load(Path("data/prepared"))
     source = Path("data/models", quant.model, seed)
     model, card = load_model(source)
@@ -39,7 +40,7 @@ def main(study: Study, method: str, seed: str) -> None:
                 train, epochs=quant.epochs, lr=quant.lr, schedule="cosine", warmup=0.0, patience=quant.epochs + 1
             )
         model.to(device)
-        batches = epoch_batches(store, model.params.max_len, train.batch_size, False, int(seed), 0).batches
+        batches = epoch_batches(store, model.params.max_len, train.batch_size, False, int(seed), 0, "shuffled").batches
         histories = [
             torch.from_numpy(batch.histories).to(device)
             for batch, _ in zip(batches, range(quant.calibration_batches), strict=False)

@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sasrec.data import batches
-from sasrec.data.batches import Batch, NegativeSampler, epoch_batches, left_padded, windows
+from sasrec.data.batches import Batch, Batching, NegativeSampler, epoch_batches, left_padded, packed_batch, packed_rows, windows
 from tests.conftest import SmallStore
+
+BATCHINGS: tuple[Batching, ...] = ("bucketed", "shuffled", "packed")
 
 
 def test_the_last_window_holds_the_last_training_pairs() -> None:
@@ -64,32 +66,62 @@ def padding(epoch: list[Batch]) -> float:
 def test_buckets_hold_windows_of_like_length_and_shuffled_batches_of_any(small_store: type[SmallStore]) -> None:
     rng = np.random.default_rng(0)
     store = small_store([[1] * int(n) for n in rng.integers(4, 52, 2000)], 3)
-    bucketed, shuffled = (list(epoch_batches(store, 50, 32, True, 0, 0, b).batches) for b in (True, False))
+    bucketed, shuffled, packed = (list(epoch_batches(store, 50, 32, True, 0, 0, way).batches) for way in BATCHINGS)
     assert padding(bucketed) < 0.03
     assert padding(shuffled) > 0.3
+    assert padding(packed) < 0.1
     # In random order: no batch is all short or all long, and the batches are about equally long.
-    lengths = [(batch.histories > 0).sum(1) for batch in shuffled if len(batch.users) == 32]
+    lengths = [(batch.histories > 0).sum(1) for batch in shuffled if len(batch.histories) == 32]
     assert min(x.max() - x.min() for x in lengths) > 20
     assert np.ptp([x.mean() for x in lengths]) < 20
 
 
+def content(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """(user, inputs, targets) of each window of a batch, sorted."""
+    numbers = (batch.histories > 0).astype(int) if batch.windows is None else batch.windows
+    found = []
+    for row in range(len(numbers)):
+        for number in set(numbers[row].tolist()) - {0}:
+            own = numbers[row] == number
+            (user,) = set(batch.users[row, own].tolist())
+            found.append((user, tuple(batch.histories[row, own].tolist()), tuple(batch.targets[row, own].tolist())))
+    return sorted(found)
+
+
 @pytest.mark.parametrize("every", [True, False])
-def test_both_ways_of_batching_hold_the_same_windows_each_epoch(chains: SmallStore, every: bool) -> None:
+def test_all_ways_of_batching_hold_the_same_windows_each_epoch(chains: SmallStore, every: bool) -> None:
     for epoch in (1, 2):
-        content = []
-        for bucketed in (True, False):
-            drawn = epoch_batches(chains, 8, 16, every, 3, epoch, bucketed)
-            count, batches = drawn.count, drawn.batches
-            found = list(batches)
-            assert len(found) == count
-            assert [len(b.users) for b in found].count(16) == count - 1
-            rows = [
-                (int(user), *(tuple(x[x > 0].tolist()) for x in (history, target)))
-                for b in found
-                for user, history, target in zip(b.users, b.histories, b.targets, strict=True)
-            ]
-            content.append(sorted(rows))
-        assert content[0] == content[1]
+        windows_of = {}
+        for way in BATCHINGS:
+            drawn = epoch_batches(chains, 8, 16, every, 3, epoch, way)
+            found = [content(batch) for batch in drawn.batches]
+            assert len(found) == drawn.count
+            assert [len(windows) for windows in found].count(16) == drawn.count - 1
+            windows_of[way] = found
+        assert len({tuple(sorted(sum(found, []))) for found in windows_of.values()}) == 1
+        # Packing changes the layout of a batch, not what is in it.
+        assert windows_of["packed"] == windows_of["shuffled"]
+
+
+def test_windows_are_packed_first_fit_longest_first_from_the_right() -> None:
+    items = np.arange(1, 21, dtype=np.int32)
+    starts, stops = np.array([0, 5, 10, 15]), np.array([2, 9, 11, 17])  # lengths 2, 4, 1, 2
+    batch = packed_batch(items, np.array([7, 8, 9, 5]), starts, stops)
+    # The longest fills a row; the two of two share the next, the first of them at the right; the single one begins a third.
+    assert batch.histories.tolist() == [[6, 7, 8, 9], [16, 17, 1, 2], [0, 0, 0, 11]]
+    assert batch.targets.tolist() == [[7, 8, 9, 10], [17, 18, 2, 3], [0, 0, 0, 12]]
+    assert batch.windows is not None
+    assert batch.windows.tolist() == [[1, 1, 1, 1], [2, 2, 1, 1], [0, 0, 0, 1]]
+    assert batch.users[batch.targets > 0].tolist() == [8, 8, 8, 8, 5, 5, 7, 7, 9]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40))
+def test_packed_windows_neither_overlap_nor_leave_the_row(lengths: list[int]) -> None:
+    rows, taken = packed_rows(np.array(lengths))
+    cells = [(row, right + i) for row, right, n in zip(rows, taken, lengths, strict=True) for i in range(n)]
+    assert len(set(cells)) == len(cells)
+    assert max(column for _, column in cells) < max(lengths)
+    assert sorted(set(rows.tolist())) == list(range(int(rows.max()) + 1))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 2)])
@@ -117,6 +149,27 @@ def test_both_ways_of_looking_up_what_was_seen_agree(sequences: list[list[int]])
     assert seen(users, items).tolist() == expected
     seen.bits = None
     assert seen(users, items).tolist() == expected
+
+
+def test_negatives_of_a_row_are_in_no_history_of_its_users(small_store: type[SmallStore]) -> None:
+    # Training items 1 2 3, and 6; the last two of each are held out.
+    store = small_store([[1, 2, 3, 4, 5], [6, 7, 8]], 8)
+    users, real = np.array([[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]), np.ones((3, 4), bool)
+    real[2, :2] = False
+    drawn = NegativeSampler(store, True).draw_by_row(users, real, 3000, np.random.default_rng(0))
+    for row, unseen in enumerate(([4, 5, 7, 8], [4, 5, 7, 8], [4, 5, 6, 7, 8])):
+        values, counts = np.unique(drawn[row], return_counts=True)
+        assert values.tolist() == unseen
+        assert counts.min() / counts.max() > 0.8
+    anything = NegativeSampler(store, False).draw_by_row(users, real, 3000, np.random.default_rng(0))
+    assert set(anything[0].tolist()) == set(range(1, 9))
+
+
+def test_users_who_have_seen_everything_between_them_get_any_item(small_store: type[SmallStore]) -> None:
+    store = small_store([[1, 2, 3, 1], [3, 3, 1, 2]], 3)
+    users, real = np.array([[0, 1]]), np.ones((1, 2), bool)
+    drawn = NegativeSampler(store, True).draw_by_row(users, real, 20, np.random.default_rng(0))
+    assert set(drawn.ravel().tolist()) <= {1, 2, 3}
 
 
 def test_shared_negatives_follow_the_training_counts(small_store: type[SmallStore]) -> None:

@@ -95,6 +95,25 @@ def test_padding_and_batch_mates_change_nothing(block: str, heads: int, position
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_histories_side_by_side_in_a_row_do_not_see_each_other(block: str, heads: int, position: str) -> None:
+    model = build(block=block, heads=heads, position=position)
+    items = torch.randint(1, 31, (16,))
+    row = torch.cat([torch.zeros(1, dtype=torch.long), items[:3], items[3:4], items[4:7]])[None]
+    other = items[8:][None]
+    windows = torch.tensor([[0, 3, 3, 3, 2, 1, 1, 1], [1] * 8])
+    together = model.encode(torch.cat([row, other]), windows=windows)
+    for alone, found in (
+        (items[None, :3], together[:1, 1:4]),
+        (items[None, 3:4], together[:1, 4:5]),
+        (items[None, 4:7], together[:1, 5:8]),
+        (other, together[1:]),
+    ):
+        torch.testing.assert_close(found, model.encode(alone), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_the_last_position_alone_is_the_last_of_all(block: str, blocks: int, position: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from sasrec import evaluation, losses, metrics
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
-from sasrec.data.batches import Batch, epoch_batches
+from sasrec.data.batches import Batch, Batching, epoch_batches
 from sasrec.errors import UserError
 from sasrec.guardian import Guardian
 from sasrec.models.sasrec import SASRec
@@ -62,6 +62,8 @@ def test_every_loss_learns_the_chains(chains: SmallStore, loss: str) -> None:
         {"clip_norm": 0.5},
         {"windows": "last"},
         {"batching": "shuffled"},
+        {"batching": "bucketed"},
+        {"precision": "float32"},
         {"negative_sampling": "popularity"},
         {"negatives_from": "all", "loss": "bce"},
         {"select_on": "sampled"},
@@ -80,7 +82,7 @@ def test_popular_negatives_learn_the_chains_too(chains: SmallStore) -> None:
     assert progress.best_ndcg > 0.8
 
 
-@pytest.mark.parametrize("options", [{}, {"batching": "shuffled"}, {"negative_sampling": "popularity"}])
+@pytest.mark.parametrize("options", [{}, {"batching": "bucketed"}, {"negative_sampling": "popularity"}])
 def test_the_same_seed_gives_the_same_bits(chains: SmallStore, options: dict[str, Any]) -> None:
     params = dataclasses.replace(FAST, **options)
     assert same(train(chains, params)[0], train(chains, params)[0])
@@ -89,22 +91,56 @@ def test_the_same_seed_gives_the_same_bits(chains: SmallStore, options: dict[str
 def test_an_epoch_counts_every_real_token_once_however_it_is_batched(chains: SmallStore) -> None:
     """A rate of nearly 0 leaves the model as it is: the loss of the epoch is then a mean over the same tokens."""
     means, counts = [], []
-    for batching in ("bucketed", "shuffled"):
+    ways: tuple[Batching, ...] = ("bucketed", "shuffled", "packed")
+    for batching in ways:
         params = dataclasses.replace(FAST, loss="cross_entropy", batching=batching, lr=1e-12)
         trainer = Trainer(fresh(dataclasses.replace(SMALL, dropout=0.0)), chains, params, 0, device=CPU)
-        batches = epoch_batches(chains, 10, 16, True, 0, 1, batching == "bucketed").batches
+        batches = epoch_batches(chains, 10, 16, True, 0, 1, batching).batches
         counts.append(sum(trainer._loss(batch, np.random.default_rng(0))[1] for batch in batches))
         means.append(trainer.epoch(1)[1])
     # Each user's training part has one pair less than items.
-    assert counts == [int((chains.train_ends - chains.offsets[:-1] - 1).sum())] * 2
-    assert means[0] == pytest.approx(means[1], rel=1e-5)
+    assert counts == [int((chains.train_ends - chains.offsets[:-1] - 1).sum())] * 3
+    assert means == pytest.approx([means[0]] * 3, rel=1e-4)
+
+
+def test_packing_changes_no_loss_and_no_gradient(chains: SmallStore) -> None:
+    found = []
+    ways: tuple[Batching, ...] = ("shuffled", "packed")
+    for batching in ways:
+        params = dataclasses.replace(FAST, loss="cross_entropy", batching=batching)
+        trainer = Trainer(fresh(dataclasses.replace(SMALL, dropout=0.0)), chains, params, 0, device=CPU)
+        batch = next(epoch_batches(chains, 10, 16, True, 0, 1, batching).batches)
+        loss = trainer._loss(batch, np.random.default_rng(0))[0].loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in trainer.model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_products_of_bfloat16_are_for_the_training_step_alone(chains: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = Trainer._loss
+
+    def spy(self: Trainer, *arguments: Any) -> Any:
+        asked.append(torch.get_float32_matmul_precision())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_loss", spy)
+    for precision, expected in (("bfloat16", "medium"), ("float32", "highest")):
+        asked.clear()
+        train(chains, dataclasses.replace(FAST, precision=precision, epochs=1))  # type: ignore[arg-type]
+        assert set(asked) == {expected}
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_padding_changes_no_loss(chains: SmallStore) -> None:
     params = dataclasses.replace(FAST, loss="cross_entropy")
     trainer = Trainer(fresh(dataclasses.replace(SMALL, dropout=0.0)), chains, params, 0, device=CPU)
     histories, targets = np.array([[0, 3, 4, 5], [7, 8, 9, 10]]), np.array([[0, 4, 5, 6], [8, 9, 10, 11]])
-    batches = [Batch(np.pad(histories, ((0, 0), (n, 0))), np.pad(targets, ((0, 0), (n, 0))), np.arange(2)) for n in (0, 3)]
+    batches = [
+        Batch(np.pad(histories, ((0, 0), (n, 0))), np.pad(targets, ((0, 0), (n, 0))), np.tile([[0], [1]], (1, 4 + n)))
+        for n in (0, 3)
+    ]
     (one, count), (other, again) = (trainer._loss(batch, np.random.default_rng(0)) for batch in batches)
     assert count == again == 7
     torch.testing.assert_close(one.loss, other.loss)

@@ -6,7 +6,7 @@ that is killed and resumed sees exactly the batches of one that was not.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,15 @@ from sasrec.data.sequences import training_counts, training_part
 
 Ints = NDArray[np.int64]
 
+# packed: windows drawn whatever their lengths, several in a row; shuffled: the same windows, each padded to the longest;
+# bucketed: windows of like length, each in a row of its own.
+Batching = Literal["packed", "shuffled", "bucketed"]
+
 # Batches that are sorted by length together; long enough to leave almost no padding, short enough to stay random.
 BATCHES_SORTED_TOGETHER = 50
+
+# Draws of a negative that hits the history of one of several users, before any item is taken.
+ROUNDS = 100
 
 
 class Store(Protocol):
@@ -33,12 +40,15 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """histories: (batch, length) item ids, 0 = padding on the left. targets: (batch, length), the item that follows each
-    position, 0 where there is padding. users: (batch,) indices of the users."""
+    """histories: (rows, length) item ids, 0 = padding on the left. targets: (rows, length), the item that follows each
+    position, 0 where there is padding. users: (rows, length), the index of the user whose position it is. windows: (rows,
+    length), which window of its row a position is in, counted from 1, 0 where there is padding; None where each row holds
+    one window."""
 
     histories: Ints
     targets: Ints
     users: Ints
+    windows: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,59 @@ def left_padded(items: NDArray[np.int32], starts: Ints, stops: Ints, length: int
     return np.where(real, items[np.where(real, index, 0)], 0).astype(np.int64)
 
 
+def packed_rows(lengths: Ints) -> tuple[Ints, Ints]:
+    """Lay windows of `lengths` side by side in rows as long as the longest: decreasing first fit.
+
+    Returns (row of each window, how many positions of the row are to the right of it).
+    """
+    rows, taken = np.zeros_like(lengths), np.zeros_like(lengths)
+    capacity = int(lengths.max())
+    filled: list[int] = []
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[i])
+        row = next((row for row, used in enumerate(filled) if used + length <= capacity), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        rows[i], taken[i] = row, filled[row]
+        filled[row] += length
+    return rows, taken
+
+
+def packed_batch(items: NDArray[np.int32], users: Ints, starts: Ints, stops: Ints) -> Batch:
+    """Windows of `windows`, several in a row, filled from the right end."""
+    lengths = stops - starts
+    rows, taken = packed_rows(lengths)
+    length = int(lengths.max())
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    inside = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    # Windows of a row are numbered from the right; what matters is that neighbours differ.
+    number = np.zeros_like(rows)
+    by_row = np.lexsort((taken, rows))
+    number[by_row] = 1 + np.arange(len(rows)) - np.searchsorted(rows[by_row], rows[by_row])
+    row, column = rows[owner], (length - taken - lengths)[owner] + inside
+    histories, targets, owners, numbers = np.zeros((4, int(rows.max()) + 1, length), np.int64)
+    histories[row, column] = items[starts[owner] + inside]
+    targets[row, column] = items[starts[owner] + inside + 1]
+    owners[row, column] = users[owner]
+    numbers[row, column] = number[owner]
+    return Batch(histories, targets, owners, numbers)
+
+
+def padded_batch(items: NDArray[np.int32], users: Ints, starts: Ints, stops: Ints) -> Batch:
+    """Windows of `windows`, a row each."""
+    length = int((stops - starts).max())
+    histories = left_padded(items, starts, stops, length)
+    return Batch(histories, left_padded(items, starts + 1, stops + 1, length), np.repeat(users[:, None], length, 1))
+
+
 def epoch_batches(
-    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int, bucketed: bool = True
+    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int, batching: Batching = "packed"
 ) -> Epoch:
-    """The batches of one epoch, in random order, each of windows of about the same length; without `bucketed`, of windows
-    drawn whatever their lengths. Either way every window is in one batch."""
+    """The batches of one epoch, of `batch_size` windows, in random order. Every window is in one batch."""
     rng = np.random.default_rng([seed, epoch, 0])
     users, starts, stops = windows(np.asarray(store.offsets), store.train_ends, max_len, every, rng)
     order = rng.permutation(len(users))
-    if bucketed:
+    if batching == "bucketed":
         lengths = (stops - starts)[order]
         pool = np.arange(len(order)) // (batch_size * BATCHES_SORTED_TOGETHER)
         order = order[np.lexsort((lengths, pool))]
@@ -96,12 +150,9 @@ def epoch_batches(
 
     def generate() -> Iterator[Batch]:
         for number in batches:
-            rows = order[number * batch_size : (number + 1) * batch_size]
-            begin, end = starts[rows], stops[rows]
-            length = int((end - begin).max())
-            histories = left_padded(store.items, begin, end, length)
-            targets = left_padded(store.items, begin + 1, end + 1, length)
-            yield Batch(histories, targets, users[rows])
+            own = order[number * batch_size : (number + 1) * batch_size]
+            layout = packed_batch if batching == "packed" else padded_batch
+            yield layout(store.items, users[own], starts[own], stops[own])
 
     return Epoch(len(batches), int((stops - starts).sum()), generate())
 
@@ -160,6 +211,25 @@ class NegativeSampler:
             flat[pending] = rng.integers(1, self.items + 1, len(pending))
             pending = pending[self.seen(owner[pending], flat[pending])]
         return flat.reshape(shape)
+
+    def draw_by_row(self, users: Ints, real: NDArray[np.bool_], count: int, rng: np.random.Generator) -> Ints:
+        """(rows, count) item ids that each row shares: where histories count, not in that of any user of the row. users,
+        real: (rows, length), whose position it is, and whether it is one. Where the users of a row have seen nearly
+        everything, any item."""
+        drawn = rng.integers(1, self.items + 1, (len(users), count))
+        if self.seen is None:
+            return drawn
+        row, column = (real & (np.diff(np.where(real, users, -1), axis=1, prepend=-1) != 0)).nonzero()
+        begins = np.searchsorted(row, np.arange(len(users)))
+        owner = users[row, column]
+        pending = np.ones(drawn.shape, bool)
+        for _ in range(ROUNDS):
+            hit = self.seen(np.repeat(owner, count), drawn[row].ravel()).reshape(-1, count)
+            pending = np.logical_or.reduceat(hit, begins, axis=0)
+            if not pending.any():
+                break
+            drawn[pending] = rng.integers(1, self.items + 1, int(pending.sum()))
+        return drawn
 
     def draw_shared(self, count: int, rng: np.random.Generator) -> Ints:
         """`count` item ids, with repetition, for a whole batch: uniform, or by popularity, where an item without training

@@ -90,8 +90,10 @@ class SASRec(nn.Module):
     def scoring_table(self) -> Table:
         return self.item_table if self.output_table is None else self.output_table
 
-    def encode(self, histories: Tensor, last: bool = False) -> Tensor:
-        """histories: (batch, length) item ids, padded with 0 on the left, length at most max_len.
+    def encode(self, histories: Tensor, last: bool = False, windows: Tensor | None = None) -> Tensor:
+        """histories: (batch, length) item ids, padded with 0 on the left, length at most max_len. windows: (batch, length)
+        for rows that hold several histories side by side: a number for each position, 0 for padding, and another one
+        where another history begins; histories do not see each other.
 
         Returns the state after each position, (batch, length, hidden), or with `last` after the last one only,
         (batch, 1, hidden): the same values, for less work in the last block.
@@ -103,13 +105,15 @@ class SASRec(nn.Module):
         if self.position_table is None:
             x = x * scale
         else:
-            x = torch.add(self.position_table.lookup(self._positions(length, mask)), x, alpha=scale)
+            x = torch.add(self.position_table.lookup(self._positions(length, mask, windows)), x, alpha=scale)
         x = dropout(x, self.params.dropout, self.training)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.embedding_tap(x, mask=mask)
         bias = x.new_full((length, length), HIDDEN_SCORE).triu_(1)[None]  # (1, length, length)
-        if mask is not None:
+        if windows is not None:
+            bias = bias.masked_fill(windows[:, :, None] != windows[:, None], HIDDEN_SCORE)  # (batch, length, length)
+        elif mask is not None:
             bias = bias + x.new_zeros(mask.shape).masked_fill_(~mask, HIDDEN_SCORE)[:, None]
         for i, block in enumerate(self.blocks):
             x = block(x, bias, mask, last and i == len(self.blocks) - 1)
@@ -118,16 +122,30 @@ class SASRec(nn.Module):
         state_mask = mask if mask is None or not last else mask[:, -1:]
         return self.final_tap(x, mask=state_mask)
 
-    def _positions(self, length: int, mask: Tensor | None) -> Tensor:
-        """Rows of the position table: (length,), or (batch, length) where padding shifts them."""
-        device = self.item_table.weight.device
-        if self.params.position == "right":
-            return torch.arange(self.params.max_len - length, self.params.max_len, device=device)
-        positions = torch.arange(length, device=device)
+    def _positions(self, length: int, mask: Tensor | None, windows: Tensor | None) -> Tensor:
+        """Rows of the position table: (length,), or (batch, length) where padding or other histories shift them."""
+        places = torch.arange(length, device=self.item_table.weight.device)
+        right = self.params.position == "right"
+        if windows is not None:
+            # Padding, a history of its own here, may lie further from the end than max_len.
+            begin, end = self._borders(windows, places)
+            return (self.params.max_len - 1 - end + places).clamp_(min=0) if right else places - begin
+        if right:
+            return places + self.params.max_len - length
         if mask is None:
-            return positions
+            return places
         # Padding shares position 0 with the first token; nothing sees it.
-        return (positions - (~mask).sum(1, keepdim=True)).clamp_(min=0)
+        return (places - (~mask).sum(1, keepdim=True)).clamp_(min=0)
+
+    @staticmethod
+    def _borders(windows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the last place of the history that each place is in, (batch, length) each."""
+        length = len(places)
+        change = windows[:, 1:] != windows[:, :-1]
+        begin, end = torch.zeros_like(windows), torch.full_like(windows, length - 1)
+        begin[:, 1:] = places[1:] * change
+        end[:, :-1] = torch.where(change, places[:-1], length - 1)
+        return begin.cummax(1).values, end.flip(1).cummin(1).values.flip(1)
 
     def score(self, states: Tensor, items: Tensor | None = None) -> Tensor:
         """Scores of `states` (..., hidden): against all items, (..., items + 1) with the padding's score first and
