@@ -68,11 +68,11 @@ def table(path: Path) -> str:
     # The first of a variant is with its own reference; a model against the baselines is in their rows.
     own = [row for row in content.get("comparisons", []) if row["reference"] not in BASELINES]
     changes = {row["variant"]: row for row in reversed(own)}
-    change = bool(changes)
+    change, kept = bool(changes), bool(content)
     lines = [
         "| variant | bits | size | NDCG@10 (95 % interval) |" + " change (95 % interval) |" * change
-        + " HR@10 | sampled NDCG@10 | sampled HR@10 |",
-        "|---|---:|---:|---|" + "---|" * change + "---:|---:|---:|",
+        + " HR@10 | sampled NDCG@10 | sampled HR@10 |" + f" {_validation(content)} |" * kept,
+        "|---|---:|---:|---|" + "---|" * change + "---:|---:|---:|" + "---:|" * kept,
     ]  # fmt: skip
     for name, row in rows.items():
         spread = "" if row["ndcg@10_std"] is None else f" ± {row['ndcg@10_std']:.4f}"
@@ -81,6 +81,7 @@ def table(path: Path) -> str:
             f"| {name} | {row['bits']:g} | {size_text(row['bytes'])} | {interval} |"
             + f" {_change(changes.get(name))} |" * change
             + f" {row['hr@10']:.4f} | {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
+            + f" {_figure(None if name in BASELINES else row['valid_ndcg@10'])} |" * kept
         )
     lines += [_published(row, change) for row in content.get("published", [])]
     first = next(reversed(rows.values()))
@@ -103,10 +104,18 @@ def _change(row: Mapping[str, Any] | None) -> str:
 
 def _published(row: Mapping[str, Any], change: bool) -> str:
     """What others report for the same file: source, and some of the metrics."""
-    cells = [
-        "" if row.get(key) is None else f"{row[key]:.4f}" for key in ("ndcg@10", "hr@10", "sampled_ndcg@10", "sampled_hr@10")
-    ]
-    return f"| *{row['source']}* | | | {cells[0]} |" + " |" * change + f" {' | '.join(cells[1:])} |"
+    cells = [_figure(row.get(key)) for key in ("ndcg@10", "hr@10", "sampled_ndcg@10", "sampled_hr@10")]
+    return f"| *{row['source']}* | | | {cells[0]} |" + " |" * change + f" {' | '.join(cells[1:])} | |"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _validation(content: Mapping[str, Any]) -> str:
+    """The head of the column that checkpoints and configurations were chosen by."""
+    sampled = content["params"]["train"]["select_on"] == "sampled" if content else False
+    return f"validation {'sampled ' * sampled}NDCG@10"
 
 
 def protocol(card: Mapping[str, Any]) -> str:
