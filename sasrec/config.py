@@ -219,6 +219,9 @@ class ModelParams:
     # A projection of the attention. Redundant with one head, where it only follows the value projection; the paper has none.
     attention_output: bool = False
     tied: bool = True
+    # normal: all matrices as small as the embeddings, so that attention does not drown the last item, which the residual
+    # carries, before it has learned anything; xavier: by their sizes.
+    init: Literal["normal", "xavier"] = "normal"
 
     def __post_init__(self) -> None:
         for name in ("max_len", "hidden", "blocks", "heads", "ffn_dim"):

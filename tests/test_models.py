@@ -277,9 +277,10 @@ def test_taps_stand_on_every_weight_table_and_product() -> None:
     assert sum(isinstance(m, Tap) for m in model.modules()) == len(places)
 
 
-def test_what_attention_adds_at_the_start_is_no_larger_than_what_it_is_added_to() -> None:
+@pytest.mark.parametrize(("init", "low", "high"), [("normal", 0.5, 1.5), ("xavier", 2, 10)])
+def test_what_attention_adds_at_the_start_beside_what_it_is_added_to(init: str, low: float, high: float) -> None:
     torch.manual_seed(0)
-    model = SASRec(ModelParams(max_len=50, hidden=64, block="pre_norm", blocks=1), 1000).eval()
+    model = SASRec(ModelParams(max_len=50, hidden=64, block="pre_norm", blocks=1, init=init), 1000).eval()  # type: ignore[arg-type]
     block = model.blocks[0]
     assert isinstance(block, Block)
     sizes: dict[str, float] = {}
@@ -287,4 +288,15 @@ def test_what_attention_adds_at_the_start_is_no_larger_than_what_it_is_added_to(
     block.attention.register_forward_hook(lambda module, inputs, output: sizes.update(added=output[:, 0].std().item()))
     model.encode(torch.randint(1, 1001, (64, 50)))
     # Of the first position, which attends to itself alone.
-    assert 0.5 < sizes["added"] / sizes["input"] < 1.5
+    assert low < sizes["added"] / sizes["input"] < high
+
+
+@pytest.mark.parametrize("init", ["normal", "xavier"])
+def test_the_start_of_every_matrix(init: str) -> None:
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=200, hidden=64, tied=False, init=init), 1000)  # type: ignore[arg-type]
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            expected = 0.02 if init == "normal" else (2 / sum(weight.shape)) ** 0.5
+            assert weight[1:].std().item() == pytest.approx(expected, rel=0.1), name
+    assert not model.item_table.weight[0].any() and not model.output_table.weight[0].any()  # type: ignore[union-attr]

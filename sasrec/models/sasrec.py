@@ -85,6 +85,18 @@ class SASRec(nn.Module):
         self.final_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.final_norm else None
         self.final_tap = Tap("activation", params.hidden)
         self.output_table = None if params.tied else Table(items + 1, params.hidden, padding=True, scoring=True)
+        # Linear and Table start with small normal numbers of their own.
+        if params.init == "xavier":
+            self._start_with_xavier()
+
+    @torch.no_grad()
+    def _start_with_xavier(self) -> None:
+        """Every matrix from Glorot and Bengio's normal distribution, as the authors' PyTorch port does."""
+        for module in self.modules():
+            if isinstance(module, Linear | Table):
+                nn.init.xavier_normal_(module.weight)
+            if isinstance(module, Table) and module.padding:
+                module.weight[0] = 0
 
     @property
     def scoring_table(self) -> Table:

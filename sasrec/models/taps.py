@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of the weights at the start, as in GPT-2 and BERT.
+# Of every matrix at the start, as in GPT-2 and BERT.
 INITIAL_STD = 0.02
 
 Kind = Literal["weight", "table", "activation"]
@@ -69,8 +69,6 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.weight_tap = Tap("weight", inputs, rows=outputs)
-        # As small as the embeddings: attention of normalised inputs with weights of unit gain drowns the last item, which
-        # the residual carries. On Amazon Beauty, 10 epochs: validation NDCG@10 .0235, and .0154 with Xavier's.
         nn.init.normal_(self.weight, std=INITIAL_STD)
 
     def forward(self, x: Tensor) -> Tensor:
