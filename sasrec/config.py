@@ -210,7 +210,7 @@ class ModelParams:
     blocks: int = 2
     heads: int = 1
     ffn_dim: int | None = None  # null: as wide as hidden
-    dropout: float = 0.3
+    dropout: float = 0.4
     block: Block = "pre_norm"
     # right: the last item always has the last position; left: the first item of a window has position 0.
     position: Position = "right"
@@ -254,7 +254,8 @@ class TrainParams:
     # bfloat16: the factors of matrix products are rounded to bfloat16 in training, sums and everything else are float32.
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     epochs: int = 60
-    batch_size: int = 32
+    batch_size: int = 128  # windows
+    min_batches: int = 50  # of an epoch: on small data batches are smaller, because it takes a number of steps to learn
     lr: float = 1e-3
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
@@ -266,7 +267,7 @@ class TrainParams:
     select_on: Literal["full", "sampled"] = "full"
 
     def __post_init__(self) -> None:
-        for name in ("negatives", "batch_size", "evaluate_every", "patience"):
+        for name in ("negatives", "batch_size", "min_batches", "evaluate_every", "patience"):
             within(name, getattr(self, name), 1)
         within("epochs", self.epochs, 0)
         within("gbce_t", self.gbce_t, 0, 1)

@@ -178,7 +178,8 @@ class Trainer:
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
         max_len, every = self.model.params.max_len, self.params.windows == "all"
-        drawn = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, self.params.batching)
+        size, way, least = self.params.batch_size, self.params.batching, self.params.min_batches
+        drawn = epoch_batches(self.store, max_len, size, every, self.seed, epoch, way, least)
         count, average = drawn.count, drawn.positions / max(drawn.count, 1)
         total = torch.zeros(2, device=self.device)
         tokens = 0

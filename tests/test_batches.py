@@ -103,6 +103,16 @@ def test_all_ways_of_batching_hold_the_same_windows_each_epoch(chains: SmallStor
         assert windows_of["packed"] == windows_of["shuffled"]
 
 
+def test_small_data_has_smaller_batches_rather_than_few(chains: SmallStore) -> None:
+    size = len(list(epoch_batches(chains, 8, 10**6, True, 0, 1, "shuffled").batches)[0].histories)
+    for least in (1, 7, size, 10 * size):
+        drawn = epoch_batches(chains, 8, 16, True, 0, 1, "shuffled", least)
+        sizes = [len(batch.histories) for batch in drawn.batches]
+        assert len(sizes) == drawn.count >= min(least, size)
+        assert max(sizes) == max(1, min(16, size // least))
+        assert sum(sizes) == size
+
+
 def test_windows_are_packed_first_fit_longest_first_from_the_right() -> None:
     items = np.arange(1, 21, dtype=np.int32)
     starts, stops = np.array([0, 5, 10, 15]), np.array([2, 9, 11, 17])  # lengths 2, 4, 1, 2

@@ -63,7 +63,6 @@ def test_every_loss_learns_the_chains(chains: SmallStore, loss: str) -> None:
         {"windows": "last"},
         {"batching": "shuffled"},
         {"batching": "bucketed"},
-        {"precision": "float32"},
         {"negative_sampling": "popularity"},
         {"negatives_from": "all", "loss": "bce"},
         {"select_on": "sampled"},

@@ -136,11 +136,20 @@ def padded_batch(items: NDArray[np.int32], users: Ints, starts: Ints, stops: Int
 
 
 def epoch_batches(
-    store: Store, max_len: int, batch_size: int, every: bool, seed: int, epoch: int, batching: Batching = "packed"
+    store: Store,
+    max_len: int,
+    batch_size: int,
+    every: bool,
+    seed: int,
+    epoch: int,
+    batching: Batching = "packed",
+    min_batches: int = 1,
 ) -> Epoch:
-    """The batches of one epoch, of `batch_size` windows, in random order. Every window is in one batch."""
+    """The batches of one epoch, in random order: of `batch_size` windows, or fewer where that would make fewer than
+    `min_batches` of them. Every window is in one batch."""
     rng = np.random.default_rng([seed, epoch, 0])
     users, starts, stops = windows(np.asarray(store.offsets), store.train_ends, max_len, every, rng)
+    batch_size = max(1, min(batch_size, len(users) // min_batches))
     order = rng.permutation(len(users))
     if batching == "bucketed":
         lengths = (stops - starts)[order]
