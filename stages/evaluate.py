@@ -15,7 +15,7 @@ from sasrec.config import Study
 from sasrec.data.sequences import Sequences
 from sasrec.deploy.artefact import sizes
 from sasrec.deploy.recommender import ArtefactError, Recommender
-from sasrec.deploy.simulation import Agreement, Simulation, agreement_text
+from sasrec.deploy.simulation import Agreement, Simulation
 from sasrec.errors import UserError
 from sasrec.evaluation import rank
 from sasrec.files import write_json
@@ -57,7 +57,8 @@ def main(study: Study, variant: str) -> None:
     write_json(Path("data/evaluated", variant, "agreement.json"), agreements)
     write_json(Path("metrics", f"{variant}.json"), result)
     print(f"{variant}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")
-    print(f"{variant}: {agreement_text(agreements)}")
+    for seed, found in zip(study.seeds, agreements, strict=True):
+        print(f"seed {seed} against the simulation: " + ", ".join(f"{key} {value:g}" for key, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ to 2^24, and scale the sum once, as onnxruntime does; and norms add up in onnxru
 last bit, and may turn the rounding of the next activation, is softmax and, on other processors, the norms.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,13 +215,3 @@ class Agreement:
             "same_elements": self.same_elements / max(1, self.elements),
             "same_top10": self.same_users / max(1, self.users),
         }
-
-
-def agreement_text(seeds: Sequence[Mapping[str, float | int]]) -> str:
-    """The worst of the seeds in a sentence. seeds: summaries, with the difference in NDCG@10."""
-    ndcg = max(abs(seed["ndcg@10_difference"]) for seed in seeds)
-    return (
-        f"against the simulation, final states differ by at most {max(seed['steps'] for seed in seeds)} steps, "
-        f"{100 * min(seed['same_top10'] for seed in seeds):.2f} % of users get the same ten items in the same order, "
-        f"and NDCG@10 differs by {ndcg:.5f}"
-    )
