@@ -337,6 +337,8 @@ class BenchmarkParams:
     threads: int = 1
     batch_sizes: tuple[int, ...] = (1, 32, 512)
     repeats: int = 7
+    peers: bool = True  # the same network in full precision, by torch and by onnxruntime
+    compile: bool = False  # torch.compile, too
 
     def __post_init__(self) -> None:
         within("threads", self.threads, 1, 1024)

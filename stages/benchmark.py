@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from sasrec.benchmarking import latency
+from sasrec.benchmarking import benchmark
 from sasrec.config import Study
-from sasrec.deploy.artefact import load
+from sasrec.deploy.recommender import ArtefactError
+from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.process import set_up
 from stages.common import run
@@ -14,8 +15,10 @@ SECTIONS = ("seeds", "benchmark")
 
 def main(study: Study, variant: str) -> None:
     set_up(study.benchmark.threads, "cpu")
-    model, _ = load(Path("data/exported", variant, str(study.seeds[0])))
-    table = latency(model, study.benchmark)
+    try:
+        table = benchmark(Path("data/exported", variant, str(study.seeds[0])), study.benchmark)
+    except ArtefactError as error:
+        raise UserError(str(error)) from None
     write_text(Path("plots/benchmark", f"{variant}.csv"), table)
     print(table, end="")
 

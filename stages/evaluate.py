@@ -1,49 +1,64 @@
-"""Measure every seed of an exported variant on the test items: python -m stages.evaluate VARIANT"""
+"""Measure every seed of an exported variant on the test items, as it runs where it is served: python -m stages.evaluate VARIANT
+
+Beside the ranks, how the exported model agrees with the simulation of its checkpoint.
+"""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sasrec import protocol
+from sasrec import metrics, protocol
+from sasrec.checkpoint import load_model, load_tensors
 from sasrec.config import Study
 from sasrec.data.sequences import Sequences
-from sasrec.deploy.artefact import load, sizes
-from sasrec.evaluation import model_scorer, rank
+from sasrec.deploy.artefact import sizes
+from sasrec.deploy.recommender import ArtefactError, Recommender
+from sasrec.deploy.simulation import Agreement, Simulation
+from sasrec.errors import UserError
+from sasrec.evaluation import rank
 from sasrec.files import write_json
 from sasrec.process import set_up
+from sasrec.quant.frozen import from_tensors
 from stages.common import run
 
-SECTIONS = ("seeds", "threads", "device", "evaluate")
+SECTIONS = ("seeds", "threads", "evaluate")
+
+
+def simulation(folder: Path) -> Simulation:
+    """The checkpoint in `folder`, quantized or not."""
+    model, _ = load_model(folder)
+    quantized = folder / "quantized.safetensors"
+    return Simulation(model, from_tensors(*load_tensors(quantized)) if quantized.exists() else {})
 
 
 def main(study: Study, variant: str) -> None:
-    device = set_up(study.threads, study.device)
+    set_up(study.threads, "cpu")
     store = Sequences.load(Path("data/prepared"))
     params = study.evaluate
-    ranks, validation = [], []
+    options: dict[str, Any] = {"exclude_seen": params.exclude_seen, "batch_size": params.batch_size}
+    ranks, validation, agreements = [], [], []
     for seed in study.seeds:
         folder = Path("data/exported", variant, str(seed))
-        model, manifest = load(folder)
-        model.to(device)
-        validation.append(manifest["valid_ndcg@10"])
-        ranks.append(
-            rank(
-                model_scorer(model),
-                store,
-                "test",
-                model.params.max_len,
-                exclude_seen=params.exclude_seen,
-                batch_size=params.batch_size,
-                device=device,
-            )
-        )
+        try:
+            model = Recommender.load(folder, study.threads)
+        except ArtefactError as error:
+            raise UserError(str(error)) from None
+        validation.append(model.manifest["valid_ndcg@10"])
+        agreement = Agreement(simulation(Path("data/models", variant, str(seed))), model)
+        ranks.append(rank(agreement.exported, store, "test", model.max_len, **options))
+        expected = rank(agreement.simulated, store, "test", model.max_len, only="full", **options)
+        gains = [metrics.ndcg(one.full.astype(np.float64), 10).mean() for one in (ranks[-1], expected)]
+        agreements.append(agreement.summary() | {"ndcg@10_difference": float(gains[0] - gains[1])})
     card = protocol.card(store.stats, params)
-    size = dataclasses.asdict(sizes(folder))
-    result = protocol.flat_metrics(ranks, params, card, size, float(np.mean(validation)))
+    result = protocol.flat_metrics(ranks, params, card, dataclasses.asdict(sizes(folder)), float(np.mean(validation)))
     protocol.write_ranks(Path("data/evaluated", variant), ranks, study.seeds, card)
+    write_json(Path("data/evaluated", variant, "agreement.json"), agreements)
     write_json(Path("metrics", f"{variant}.json"), result)
     print(f"{variant}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")
+    for seed, found in zip(study.seeds, agreements, strict=True):
+        print(f"seed {seed} against the simulation: " + ", ".join(f"{key} {value:g}" for key, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,50 @@
-"""The exported model: one safetensors file with packed integers, and a manifest that says what is in it.
+"""The folder that ships a model. It works alone: with numpy and onnxruntime, without this package.
 
-`model.safetensors` holds, for a quantized weight or table, its packed codes under the tensor's name and its scales under
-`<name>/scale` (and `<name>/shift` where the grid is not centred); for a quantized activation only the grid; everything else
-(biases, norms) in float32. Levels that are not consecutive integers are a table `levels/<k>`, stored once for all tensors
-that have the same.
+encoder.onnx: item ids to the state after the last one. scores.onnx, top_k.onnx: a state to the scores of all items, or to the
+best. item_table.bin (and output_table.bin, where items are scored with a table of their own): packed codes, and a float16
+scale per row. weights.bin: weights below 8 bits, packed; those of 8 bits are int8 initializers of encoder.onnx. items.csv:
+internal id, original id, title, categories, training interactions. recommender.py: the runtime. manifest.json: what all of
+this is, with the sha256 of each file.
 """
 
+import csv
 import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import onnxruntime
 
 from sasrec import __version__
-from sasrec.checkpoint import load_tensors, save_tensors
-from sasrec.config import ModelParams, from_mapping
-from sasrec.deploy.packing import pack, unpack
-from sasrec.errors import UserError
-from sasrec.files import read_json, sha256, write_json
+from sasrec.deploy.encoder import Encoder
+from sasrec.deploy.recommender import FORMAT, digest
+from sasrec.deploy.scorer import scorer
+from sasrec.deploy.storage import Storage
+from sasrec.files import atomic, read_json, sha256, write_json
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
-from sasrec.quant.frozen import FrozenTensor, thaw
-from sasrec.quant.grid import Grid
+from sasrec.quant.frozen import FrozenTensor
 
-FORMAT = 2
+RUNTIME = Path(__file__).with_name("recommender.py")
+# Not counted as the size of the model: what a model of any width needs just as well.
+APART = ("items.csv", "recommender.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What is known of an item: its original id, its title and categories (may be empty), its training interactions."""
+
+    original: str
+    title: str = ""
+    categories: tuple[str, ...] = ()
+    count: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Bytes on disk: of the whole artefact, and of what the tables and the weight matrices take in it with their scales.
-    bits: the mean width of the stored weights and table entries."""
+    """Bytes on disk: of everything but the items' names and the runtime, and of what the tables and the weight matrices take
+    in it with their scales. bits: the mean width of the stored weights and table entries."""
 
     bytes: int
     embedding_bytes: int
@@ -38,97 +52,81 @@ class Sizes:
     bits: float
 
 
-def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], card: dict[str, Any]) -> Sizes:
-    """Write the artefact of `model` into `folder`. card: what else the manifest says of it (data, training)."""
-    stored: dict[str, Tensor] = {}
-    described: dict[str, Any] = {}
-    tables: dict[tuple[float, ...], str] = {}
-    for name, item in frozen.items():
-        grid = item.grid
-        if item.codes is not None:
-            stored[name] = torch.from_numpy(pack(item.codes.numpy(), grid.bits))
-        entry: dict[str, Any] = {} if item.codes is None else {"shape": list(item.codes.shape)}
-        entry |= {"bits": grid.bits, "levels": len(grid.levels)}
-        if grid.is_uniform:
-            entry["lowest"] = int(grid.levels[0])
-        else:
-            entry["table"] = tables.setdefault(tuple(grid.levels.tolist()), f"levels/{len(tables)}")
-            stored[entry["table"]] = grid.levels
-        described[name] = entry
-        stored[f"{name}/scale"] = grid.scale
-        if bool((grid.shift != 0).any()):
-            stored[f"{name}/shift"] = grid.shift
-    stored |= {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
-    path = folder / "model.safetensors"
-    save_tensors(path, stored)
+def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: Sequence[Item], card: dict[str, Any]) -> Sizes:
+    """Write the artefact of `model` into `folder`. frozen: its quantized tensors; none: it stays in full precision. items:
+    those of the ids 1, 2, ...; card: what else the manifest says of the model (data, training)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = Storage()
+    encoder = Encoder(model, frozen, storage)
+    state = encoder.build()
+    hidden, rows = model.params.hidden, model.items + 1
+    contents: dict[str, bytes] = {
+        "encoder.onnx": encoder.graph.serialized(
+            {"items": ("int64", ("batch", "length"))}, {"state": (state.name, state.type, ("batch", 1, hidden))}
+        )
+    }
+    table = "item_table.weight" if model.output_table is None else "output_table.weight"
+    storage.table(table, model.scoring_table, frozen.get(table))
+    given = {"encoder.onnx": encoder.graph.given_names}
+    for name, top_k in (("scores", False), ("top_k", True)):
+        graph, content, kind = scorer(name, state, hidden, rows, frozen.get(table), top_k)
+        contents[f"{name}.onnx"], given[f"{name}.onnx"] = content, graph.given_names
+        encoder.products["scoring"] = kind
+        storage.tensors[table] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
+    contents |= {name: bytes(data) for name, data in storage.files.items()}
+    contents["items.csv"] = _items_csv(items)
+    contents["recommender.py"] = RUNTIME.read_bytes()
+    for name, content in contents.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_bytes(content)
     manifest = {
         "format": FORMAT,
         "version": __version__,
+        "onnxruntime": onnxruntime.__version__,
         "model": dataclasses.asdict(model.params),
         "items": model.items,
         **card,
-        "tensors": described,
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}},
+        "scoring_table": table,
+        "given": given,
+        "levels": storage.levels,
+        "tensors": storage.tensors,
+        "activations": {name: item.grid.bits for name, item in frozen.items() if item.codes is None},
+        "products": encoder.products,
+        "float_operators": encoder.float_operators,
+        "sizes": dataclasses.asdict(_sizes(model, storage, contents)),
+        "files": {name: {"bytes": len(content), "sha256": sha256(folder / name)} for name, content in contents.items()},
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest | {"digest": digest(manifest)})
     return sizes(folder)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; export the model with `dvc repro`") from None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON; export the model again with `dvc repro`") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not a manifest of format {FORMAT}; export the model again with `dvc repro`")
-    return manifest
+def _items_csv(items: Sequence[Item]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "original", "title", "categories", "count"])
+    writer.writerows((i, item.original, item.title, "|".join(item.categories), item.count) for i, item in enumerate(items, 1))
+    return text.getvalue().encode()
 
 
-def load(folder: Path) -> tuple[SASRec, dict[str, Any]]:
-    """The model of an artefact, computing on the grids' values, and its manifest.
-
-    Raises UserError where a file is missing, was changed after the export, or does not fit the manifest.
-    """
-    manifest = _manifest(folder)
-    for name, facts in manifest["files"].items():
-        if not (folder / name).exists() or sha256(folder / name) != facts["sha256"]:
-            raise UserError(f"{folder / name} is not the file its manifest describes; export the model again")
-    stored, _ = load_tensors(folder / "model.safetensors")
-    model = SASRec(from_mapping(ModelParams, manifest["model"], "model"), manifest["items"])
-    frozen = {}
-    for name, entry in manifest["tensors"].items():
-        scale = stored[f"{name}/scale"]
-        if "table" in entry:
-            levels = stored[entry["table"]]
-        else:
-            levels = torch.arange(entry["lowest"], entry["lowest"] + entry["levels"], dtype=torch.float32)
-        grid = Grid(entry["bits"], levels, scale, stored.get(f"{name}/shift", torch.zeros(())))
-        codes = None
-        if "shape" in entry:
-            codes = torch.from_numpy(unpack(stored[name].numpy(), grid.bits, tuple(entry["shape"])))
-        frozen[name] = FrozenTensor(grid, codes)
-    plain = {name: tensor for name, tensor in stored.items() if "/" not in name and name not in frozen}
-    model.load_state_dict({**{name: model.state_dict()[name] for name in frozen if frozen[name].codes is not None}, **plain})
-    thaw(model, frozen)
-    return model.eval(), manifest
-
-
-def sizes(folder: Path) -> Sizes:
-    """Sizes of the artefact in `folder`."""
-    manifest = _manifest(folder)
-    stored, _ = load_tensors(folder / "model.safetensors")
-    model = SASRec(from_mapping(ModelParams, manifest["model"], "model"), manifest["items"])
+def _sizes(model: SASRec, storage: Storage, contents: dict[str, bytes]) -> Sizes:
+    """All but the manifest's own bytes."""
     took = {"table": 0, "weight": 0}
     elements = width = 0
     for name, tap in taps(model).items():
         if tap.kind == "activation":
             continue
-        took[tap.kind] += sum(tensor.nbytes for key, tensor in stored.items() if key == name or key.startswith(f"{name}/"))
         count = tap.rows * tap.features
+        entry = storage.tensors.get(name)
+        scales = 0 if entry is None else entry["scales"]["count"] * int(entry["scales"]["dtype"][-2:]) // 8
+        took[tap.kind] += scales + (4 * count if entry is None else int(entry["bytes"]))
         elements += count
-        width += count * (manifest["tensors"][name]["bits"] if name in manifest["tensors"] else 32)
-    total = sum(file.stat().st_size for file in folder.iterdir())
+        width += count * (32 if entry is None else int(entry["bits"]))
+    total = sum(len(content) for name, content in contents.items() if name not in APART)
     return Sizes(total, took["table"], took["weight"], width / elements)
+
+
+def sizes(folder: Path) -> Sizes:
+    """Sizes of the artefact in `folder`, its manifest included."""
+    path = folder / "manifest.json"
+    described = Sizes(**read_json(path)["sizes"])
+    return dataclasses.replace(described, bytes=described.bytes + path.stat().st_size)

@@ -161,7 +161,11 @@ def freeze(model: nn.Module) -> dict[str, FrozenTensor]:
     for name, quantizer in quantizers(model).items():
         if name in weights:
             quantizer.refresh(weights[name])
-            frozen[name] = FrozenTensor(quantizer.grid(weights[name]), quantizer.codes(weights[name]))
+            grid, codes = quantizer.grid(weights[name]), quantizer.codes(weights[name])
+            # Scales per table row are stored in 16 bits; rounded here, so that the checkpoint is what ships.
+            if quantizer.place.kind == "table":
+                grid = grid.with_half_scales()
+            frozen[name] = FrozenTensor(grid, codes)
         else:
             frozen[name] = FrozenTensor(quantizer.grid(), None)
     return frozen

@@ -1,5 +1,6 @@
 """The form that every method ends in: which values a tensor may take, and the integer codes of those values."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +34,16 @@ def is_uniform(levels: Tensor) -> bool:
     return bool((levels.diff() == 1).all())
 
 
+def half_parts(parameter: Tensor) -> tuple[Tensor, float]:
+    """A scale per row as float16 numbers and the power of two they are multiplied with: (rows, 1) float16, and a unit.
+
+    The unit brings the largest into 1..2, so that 14 octaves below it keep all 11 bits of a float16.
+    """
+    largest = float(parameter.abs().max())
+    unit = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+    return (parameter / unit).half(), unit
+
+
 @dataclass(frozen=True)
 class Grid:
     """Values scale * levels[code] + shift.
@@ -54,6 +65,17 @@ class Grid:
         zero = torch.zeros((), device=scale.device)
         return Grid(bits, levels, scale.detach().float(), zero if shift is None else shift.detach().float())
 
+    def with_half_scales(self) -> "Grid":
+        """The grid with scales and shifts per row that a float16 times a power of two holds exactly: as they ship."""
+
+        def rounded(parameter: Tensor) -> Tensor:
+            if parameter.dim() == 0:
+                return parameter
+            half, unit = half_parts(parameter)
+            return half.float() * unit
+
+        return Grid(self.bits, self.levels, rounded(self.scale), rounded(self.shift))
+
     @cached_property
     def is_uniform(self) -> bool:
         return is_uniform(self.levels)
@@ -64,7 +86,8 @@ class Grid:
         return bool((self.levels == 0).any()) and not bool(self.shift.any())
 
     @cached_property
-    def _table(self) -> Tensor:
+    def nearest_codes(self) -> Tensor:
+        """What `nearest` looks up to find codes."""
         return nearest_table(self.levels)
 
     def _scaled(self, x: Tensor, rows: Tensor | None) -> Tensor:
@@ -77,7 +100,7 @@ class Grid:
         """
         v = self._scaled(x, rows)
         if not self.is_uniform:
-            return nearest(v, self._table, int(self.levels[0])).to(torch.uint8)
+            return nearest(v, self.nearest_codes, int(self.levels[0])).to(torch.uint8)
         low, high = float(self.levels[0]), float(self.levels[-1])
         return v.round_().clamp_(low, high).sub_(low).to(torch.uint8)
 

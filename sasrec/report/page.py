@@ -93,6 +93,7 @@ $quality
 <section>
 <h2>Size</h2>
 $sizes
+<p>$agreement</p>
 $size
 </section>
 <section>
@@ -132,10 +133,10 @@ CAPTIONS = {
     "so the intervals are much narrower. A hollow mark is a difference within noise: its interval includes 0.",
     "size": "NDCG@10 against the bytes of the exported files, scales and manifest included. Variants of about the "
     "same size stand side by side, the best first. The baselines are left out.",
-    "latency": "Median time on this machine, from full histories to the ten best of all items. Read this with care: "
-    "for now the exported weights are packed integers, but what is timed is a simulation of them in floating point, "
-    "which rounds after every step and is therefore slower than full precision. It says nothing about the speed of "
-    "integer arithmetic; the integer runtime comes later.",
+    "latency": "Median time of the exported models on this machine, run by their own runtime, from full histories to the ten "
+    "best of all items. Quantized ones multiply integers. plots/benchmark has these numbers with their 99th percentiles, and "
+    "beside them the same network in full precision, run by torch and by onnxruntime, bytes, memory, load time, and the "
+    "processor's flags.",
     "curves": "Training and validation loss above, NDCG@10 on validation below, by epoch. Epoch 0 is the state right "
     "after the quantizers were put in place. The best epoch on validation is the one that is kept. Fine-tuned variants "
     "share the scale of NDCG@10. Variants without training are not shown.",
@@ -159,6 +160,7 @@ def render(
         results=_results(results, chosen),
         notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in results.notes),
         sizes=_sizes(results, quant),
+        agreement=_text(results.agreement),
         card=_card(results.variants[-1]),
         **drawings,
     )

@@ -5,7 +5,7 @@ user and seed by seed: what is hard for every model, or due to one training run,
 the interval of either number become visible.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,11 +78,13 @@ class Comparison:
 @dataclass(frozen=True)
 class Results:
     """variants: baselines first, then in the order of params.yaml. comparisons: by (variant, other). notes: a sentence for
-    each baseline that this data does not allow."""
+    each baseline that this data does not allow. agreement: how the exported models agree with the simulation, in a sentence
+    or two; empty where no quantized variant was measured."""
 
     variants: tuple[Variant, ...]
     comparisons: dict[tuple[str, str], Comparison]
     notes: tuple[str, ...] = ()
+    agreement: str = ""
 
     def get(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)
@@ -119,7 +121,41 @@ def load_results(study: Study) -> Results:
                 f"metrics/{variant.name}.json and metrics/{first.name}.json were measured under different protocols "
                 f"and cannot be compared; run `dvc repro`"
             )
-    return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes))
+    exported = [variant.name for variant in variants if variant.kind == "method"]
+    return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes), agreement(exported))
+
+
+def agreement(names: Sequence[str]) -> str:
+    """The least agreement between an exported model and the simulation of its checkpoint that evaluate found."""
+    found = {name: _read_list(Path("data/evaluated", name, "agreement.json")) for name in names}
+    if not found:
+        return ""
+
+    def worst(key: str, of: Callable[[Iterable[float]], float]) -> tuple[float, str]:
+        value = of(of(abs(seed[key]) for seed in seeds) for seeds in found.values())
+        return value, next(name for name, seeds in found.items() if any(abs(seed[key]) == value for seed in seeds))
+
+    steps, of_steps = worst("steps", max)
+    same, of_same = worst("same_top10", min)
+    gain, of_gain = worst("ndcg@10_difference", max)
+    text = "step" if steps == 1 else "steps"
+    return (
+        "What is measured is the exported model, run by its own runtime. Against the simulation of the same checkpoint in "
+        f"torch, final states differ by at most {steps:g} integer {text}{f' ({of_steps})' if steps else ''}, at least "
+        f"{100 * same:.2f} % of users get the same ten items in the same order{f' ({of_same})' if same < 1 else ''}, "
+        f"and NDCG@10 differs by at most {gain:.5f}{f' ({of_gain})' if gain else ''}."
+    )
+
+
+def _read_list(path: Path) -> list[dict[str, float]]:
+    """The agreement of each seed."""
+    try:
+        content = read_json(path)
+        return [{key: float(seed[key]) for key in ("steps", "same_top10", "ndcg@10_difference")} for seed in content]
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not what evaluate writes; delete it and run `dvc repro`") from None
 
 
 def reference(name: str, kind: Kind, variants: Sequence[str], source: str) -> str | None:

@@ -51,6 +51,8 @@ def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None)
     validation = {"ptq": 0.3, "lsq": 0.4}.get(name, 0.5)
     write_json(f"metrics/{name}.json", protocol.flat_metrics(results, EVALUATE, protocol_card, size, validation))
     protocol.write_ranks(Path("data/evaluated", name), results, seeds, protocol_card)
+    agreement = {"users": 4, "steps": 1 if name == "lsq" else 0, "same_top10": 0.999, "ndcg@10_difference": -0.0001}
+    write_json(Path("data/evaluated", name, "agreement.json"), [agreement for _ in seeds])
     rows = [Row(epoch, 0.001, None if epoch == 0 else 2.0, 2.5 - epoch / 9, None, 0.5, 0.1 * epoch) for epoch in range(4)]
     for seed in seeds:
         write_curves(Path(f"plots/curves/{name}-{seed}.csv"), rows[:1] if name == "ptq" else rows)

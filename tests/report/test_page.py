@@ -68,7 +68,8 @@ def test_the_page_tells_everything(page: str, study: Study) -> None:
     for name in (*study.variants, "popularity", "markov"):
         assert f'<th scope="row">{name}</th>' in page
     assert '<tr class="chosen"><th scope="row">lsq</th>' in page
-    assert "simulation of them in floating point" in page
+    assert "run by their own runtime" in page
+    assert "differ by at most 1 integer step (lsq)" in page
     assert "dvc exp run -S quant.bits=4" in page
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
 

@@ -182,3 +182,13 @@ def test_a_baseline_that_was_left_out_has_no_row(folder: Path) -> None:
     assert "recent_popularity" not in variants(Path("metrics"))
     with pytest.raises(UserError, match="recent_popularity was left out"):
         stored_rows(["recent_popularity"])
+
+
+def test_the_least_agreement_of_all_variants_is_told(folder: Path, study: Study) -> None:
+    text = load_results(study).agreement
+    assert "differ by at most 1 integer step (lsq)" in text
+    assert "at least 99.90 % of users" in text
+    assert "NDCG@10 differs by at most 0.00010 (ptq)" in text
+    (folder / "data/evaluated/ptq/agreement.json").write_text("[{}]")
+    with pytest.raises(UserError, match="agreement.json is not what evaluate writes"):
+        load_results(study)

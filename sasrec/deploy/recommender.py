@@ -1,0 +1,377 @@
+"""The runtime of an exported model: original item ids in, recommendations out. Needs numpy and onnxruntime, nothing else.
+
+This file is copied into every exported folder, which therefore works alone:
+
+    from recommender import Recommender
+    model = Recommender.load("data/exported/lsq/0")
+    model.recommend(["1193", "661", "914"], k=10)
+
+or, in a shell, `python recommender.py --history 1193,661,914`.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+FORMAT = 3
+# onnxruntime is fastest on batches of this size: their activations stay in the cache.
+CHUNK = 32
+
+Array = NDArray[Any]
+
+
+class ArtefactError(Exception):
+    """A folder that cannot be used; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """id: the original one. score: higher is better; of a recommendation by popularity, the item's training interactions."""
+
+    id: str
+    title: str
+    categories: tuple[str, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """items: best first, ties by the lower internal id; fewer than asked for where no more are left. unknown: ids of the
+    history that the model does not know, and that were ignored. by_popularity: whether no known id was left."""
+
+    items: tuple[Item, ...]
+    unknown: int
+    by_popularity: bool
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """What the manifest says of itself under `digest`: the sha256 of the rest of it."""
+    content = json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Codes from a stream of bits, least significant bit first: code i is in the bits from i * bits on.
+
+    Raises ValueError where the stream's length does not fit the shape.
+    """
+    count = int(np.prod(shape))
+    if len(stream) != -(-count * bits // 8):
+        raise ValueError(f"{len(stream)} bytes do not hold {count} codes of {bits} bits")
+    if bits == 8:
+        return stream.reshape(shape)
+    codes = np.empty(-(-count // 8) * 8, np.uint8)
+    if bits in (1, 2, 4):
+        mask, parts = (1 << bits) - 1, 8 // bits
+        for part in range(parts):
+            own = codes[part::parts]
+            own[: len(stream)] = stream[: len(own)] >> (part * bits) & mask
+        return codes[:count].reshape(shape)
+    at_once = 1 << 20  # a bit takes a byte meanwhile
+    for start in range(0, count, at_once):
+        stop = min(start + at_once, count)
+        own = np.unpackbits(stream[start * bits // 8 : -(-stop * bits // 8)], count=(stop - start) * bits, bitorder="little")
+        codes[start:stop] = np.packbits(own.reshape(-1, bits), axis=1, bitorder="little")[:, 0]
+    return codes[:count].reshape(shape)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files are all as it describes them. Raises ArtefactError."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror}); name a folder that `dvc repro` exported") from None
+    except ValueError:
+        raise ArtefactError(f"{path} is not valid JSON; export the model again with `dvc repro`") from None
+    if not isinstance(manifest, dict) or "format" not in manifest or not isinstance(manifest.get("files"), dict):
+        raise ArtefactError(f"{path} is not the manifest of an exported model")
+    if manifest["format"] != FORMAT:
+        raise ArtefactError(
+            f"{path} is of format {manifest['format']}, and this runtime reads {FORMAT}; use the recommender.py beside it, "
+            "or export the model again with `dvc repro`"
+        )
+    if manifest.get("digest") != digest(manifest):
+        raise ArtefactError(f"{path} was changed after the export; export the model again with `dvc repro`")
+    for name, facts in manifest["files"].items():
+        file = folder / name
+        if os.path.basename(name) != name or not file.is_file():
+            raise ArtefactError(f"{file} is missing; copy the whole folder again")
+        if file.stat().st_size != facts["bytes"]:
+            raise ArtefactError(f"{file} has {file.stat().st_size} bytes, not {facts['bytes']}; copy the whole folder again")
+        with open(file, "rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != facts["sha256"]:
+                raise ArtefactError(f"{file} is not the file its manifest describes; copy the whole folder again")
+    return manifest
+
+
+class Tensors:
+    """The packed tensors of a folder, unpacked once."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.entries = folder, manifest["tensors"]
+        self.levels = {key: np.array(values) for key, values in manifest["levels"].items()}
+        self._kept: dict[str, Array] = {}
+
+    def _bytes(self, place: dict[str, Any], dtype: str) -> Array:
+        size = np.dtype(dtype).itemsize
+        return np.memmap(self.folder / place["file"], dtype, "r", place["offset"], (place["bytes"] // size,))
+
+    def stored(self, name: str) -> Array:
+        """As products take it: int8 integers, codes (uint8) of levels beyond int8, or float32."""
+        if name not in self._kept:
+            entry = self.entries[name]
+            shape, dtype = entry["unpacked"]["shape"], entry["unpacked"]["dtype"]
+            if dtype == "float32":
+                array = self._bytes(entry, "<f4").reshape(shape)
+            else:
+                array = unpack(self._bytes(entry, "u1"), entry["bits"], shape)
+                if dtype == "int8":
+                    array = self.levels[entry["unpacked"]["integers"]].astype(np.int8)[array]
+            self._kept[name] = np.ascontiguousarray(array)
+        return self._kept[name]
+
+    def _parameter(self, name: str, part: str) -> Array:
+        """A scale or shift of the stored levels: float32 (rows, 1) or (1, 1)."""
+        place = self.entries[name].get(part)
+        if place is None:
+            return np.zeros((1, 1), np.float32)
+        if "value" in place:
+            return np.full((1, 1), place["value"], np.float32)
+        half = self._bytes(place, "<f2").astype(np.float32)
+        return (half * np.float32(place["unit"]))[:, None]
+
+    def part(self, name: str, part: str) -> Array:
+        """The scale or the shift of the stored integers, (rows, 1) float32."""
+        entry = self.entries[name]
+        result = self._parameter(name, part)
+        if part == "shift" and "integers" in entry["unpacked"]:
+            # The levels may have been moved to fit int8.
+            moved = self.levels[entry["levels_list"]][0] - self.levels[entry["unpacked"]["integers"]][0]
+            result = result + np.float32(moved) * self._parameter(name, "scale")
+        return np.broadcast_to(result, (entry["shape"][0], 1))
+
+    def initializer(self, name: str, scoring: str) -> Array:
+        """What a graph asks for by name. scoring: the table that items are scored with, (rows, features), which the product
+        takes turned over, as integers wherever it is quantized."""
+        place, _, part = name.partition("/")
+        if place != "scoring_table":
+            return self.stored(name) if not part else np.ascontiguousarray(self.part(place, part))
+        if part:
+            return np.ascontiguousarray(self.part(scoring, part)[:, 0])
+        table = self.stored(scoring)
+        if table.dtype == np.uint8:
+            table = self.levels[self.entries[scoring]["levels_list"]].astype(np.float32)[table]
+        return np.ascontiguousarray(table.T)
+
+
+class Recommender:
+    """A loaded model; all methods may be called from several threads at once. Made by `load`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int) -> None:
+        self.folder, self.manifest, self.threads = folder, manifest, threads
+        self.items_count, self.max_len = int(manifest["items"]), int(manifest["model"]["max_len"])
+        self._arrays: list[Array] = []
+        tensors = Tensors(folder, manifest)
+        self._encoder = self._session("encoder.onnx", tensors)
+        self._top_k = self._session("top_k.onnx", tensors)
+        self._scores: onnxruntime.InferenceSession | None = None
+        self._read_items()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], threads: int = 1) -> "Recommender":
+        """The model of an exported folder. threads: how many a product may use. Raises ArtefactError where a file is missing,
+        was changed after the export, or is of another version."""
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        return cls(folder, manifest, threads)
+
+    def _session(self, file: str, tensors: Tensors) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        # Threads that wait for work by spinning take the cores from whatever else runs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        names = self.manifest["given"][file]
+        arrays = [tensors.initializer(name, self.manifest["scoring_table"]) for name in names]
+        if names:
+            self._arrays += arrays  # the session uses their memory
+            options.add_external_initializers(names, [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays])
+        content = (self.folder / file).read_bytes()
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def _read_items(self) -> None:
+        with open(self.folder / "items.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        if len(rows) != self.items_count:
+            raise ArtefactError(f"{self.folder / 'items.csv'} has {len(rows)} items, and the model {self.items_count}")
+        self.ids = ["", *(row[1] for row in rows)]  # by internal id; 0 is padding
+        self.titles = ["", *(row[2] for row in rows)]
+        self.categories = [(), *(tuple(row[3].split("|")) if row[3] else () for row in rows)]
+        self.counts = np.array([0, *(int(row[4]) for row in rows)], np.int64)
+        self._internal = {original: i for i, original in enumerate(self.ids) if i}
+        self._popular = np.lexsort((np.arange(1, self.items_count + 1), -self.counts[1:])) + 1
+
+    # What a caller asks for
+
+    def recommend(
+        self,
+        history: Sequence[Any],
+        k: int = 10,
+        exclude_seen: bool = True,
+        allow: Iterable[Any] | None = None,
+        block: Iterable[Any] | None = None,
+    ) -> Any:
+        """The k best next items after a history of original item ids, oldest first.
+
+        history: ids (text or whole numbers) of one user, which gives a Recommendation; or a list of such lists, which gives a
+        list of them. exclude_seen: leave out the items of the history. allow: recommend from these only; block: never
+        recommend these; ids that the model does not know are ignored. Raises ValueError or TypeError on other input.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
+        if isinstance(history, str | bytes) or not isinstance(history, Sequence | np.ndarray):
+            raise TypeError("history must be a list of item ids, or a list of such lists")
+        many = len(history) > 0 and isinstance(history[0], Sequence | np.ndarray) and not isinstance(history[0], str | bytes)
+        found = [self.internal(one) for one in (history if many else [history])]
+        allowed = None if allow is None else np.unique(self.internal(allow)[0])
+        blocked = np.zeros(0, np.int64) if block is None else self.internal(block)[0]
+        # Of like length together, because a batch is as long as its longest history.
+        order = sorted(range(len(found)), key=lambda i: len(found[i][0]))
+        results: list[Recommendation | None] = [None] * len(found)
+        known = [i for i in order if len(found[i][0])]
+        for i in order[: len(order) - len(known)]:
+            results[i] = self._by_popularity(found[i][1], int(k), allowed, blocked)
+        for at in range(0, len(known), CHUNK):
+            rows = known[at : at + CHUNK]
+            histories = [found[i][0] for i in rows]
+            hidden = [np.concatenate([ids, blocked]) if exclude_seen else blocked for ids in histories]
+            for i, items in zip(rows, self._best(histories, int(k), hidden, allowed), strict=True):
+                results[i] = Recommendation(items, found[i][1], False)
+        return results if many else results[0]
+
+    def internal(self, ids: Iterable[Any]) -> tuple[NDArray[np.int64], int]:
+        """The internal ids of the known ones among original ids, in their order, and how many are unknown."""
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+            raise TypeError("item ids must come as a list")
+        names = []
+        for one in ids:
+            if isinstance(one, bool) or not isinstance(one, str | int | np.integer):
+                raise TypeError(f"an item id is text or a whole number, not {one!r}")
+            names.append(str(one))
+        known = [self._internal[name] for name in names if name in self._internal]
+        return np.array(known, np.int64), len(names) - len(known)
+
+    def _item(self, internal: int, score: float) -> Item:
+        return Item(self.ids[internal], self.titles[internal], self.categories[internal], score)
+
+    def _by_popularity(self, unknown: int, k: int, allowed: Array | None, blocked: Array) -> Recommendation:
+        keep = ~np.isin(self._popular, blocked)
+        if allowed is not None:
+            keep &= np.isin(self._popular, allowed)
+        return Recommendation(tuple(self._item(i, float(self.counts[i])) for i in self._popular[keep][:k]), unknown, True)
+
+    def _best(self, histories: list[Array], k: int, hidden: list[Array], allowed: Array | None) -> list[tuple[Item, ...]]:
+        state = self.encode(self.padded(histories))
+        if allowed is None:
+            values, items = self.top_k(state, k, hidden)
+        else:
+            values = self.scores_of(state)[:, allowed]
+            for row, ids in zip(values, hidden, strict=True):
+                row[np.isin(allowed, ids)] = -np.inf
+            best = np.argsort(-values, axis=1, kind="stable")[:, :k]
+            values, items = np.take_along_axis(values, best, 1), allowed[best]
+        return [
+            tuple(self._item(int(i), float(v)) for i, v in zip(ids, own, strict=True) if v > -np.inf)
+            for ids, own in zip(items, values, strict=True)
+        ]
+
+    # The parts, on internal ids
+
+    def padded(self, histories: Sequence[Array]) -> NDArray[np.int64]:
+        """The ends of histories of internal ids, (batch, length), padded with 0 on the left."""
+        length = min(self.max_len, max(len(ids) for ids in histories))
+        result = np.zeros((len(histories), length), np.int64)
+        for row, ids in zip(result, histories, strict=True):
+            row[max(0, length - len(ids)) :] = ids[-length:]
+        return result
+
+    def encode(self, histories: NDArray[np.int64]) -> Array:
+        """(batch, length) internal ids, at least one of them in each row, to the states (batch, 1, hidden): uint8 codes;
+        float32 levels where those need more bits; float32 values where the final activation is not quantized."""
+        return self._encoder.run(None, {"items": histories})[0]
+
+    def top_k(self, state: Array, k: int, hidden: Sequence[Array]) -> tuple[Array, Array]:
+        """Scores and internal ids of the k best, (batch, k) each; -inf where fewer are left. hidden: what not to recommend, by
+        row."""
+        rows = np.repeat(np.arange(len(state)), [len(ids) + 1 for ids in hidden])
+        padding = np.zeros(1, np.int64)
+        pairs = np.stack([rows, np.concatenate([part for ids in hidden for part in (padding, ids)])], 1)
+        k = min(k, self.items_count)
+        values, items = self._top_k.run(None, {"state": state, "hidden": pairs, "k": np.array([k], np.int64)})
+        return values, items
+
+    def scores_of(self, state: Array) -> NDArray[np.float32]:
+        """Scores of all items, (batch, items + 1), by internal id; that of padding, in column 0, means nothing."""
+        if self._scores is None:
+            self._scores = self._session("scores.onnx", Tensors(self.folder, self.manifest))
+        return self._scores.run(None, {"state": state})[0]
+
+    def scores(self, histories: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of all items for (batch, length) internal ids: (batch, items + 1)."""
+        parts = [self.scores_of(self.encode(histories[at : at + CHUNK])) for at in range(0, len(histories), CHUNK)]
+        return np.concatenate(parts)
+
+
+def table(result: Recommendation) -> str:
+    """A recommendation as lines for a terminal."""
+    wide = max([len("item"), *(len(item.id) for item in result.items)])
+    lines = [f"{'':>4}  {'item':<{wide}}  {'score':>9}  title"]
+    for place, item in enumerate(result.items, 1):
+        title = item.title + (f" ({', '.join(item.categories)})" if item.categories else "")
+        lines.append(f"{place:>4}  {item.id:<{wide}}  {item.score:>9.4f}  {title}".rstrip())
+    if result.unknown:
+        lines.append(f"ignored {result.unknown} of the history that the model does not know")
+    if result.by_popularity:
+        lines.append("no known item in the history: these are the most popular; the score counts interactions")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
+    """The command line. folder: the model where --model is not given; None: it must be."""
+    parser = argparse.ArgumentParser(prog=prog, description="Recommend items after a history.")
+    parser.add_argument("--model", default=folder, required=folder is None, help="folder of an exported model")
+    parser.add_argument("--history", default="", help="original item ids, oldest first, separated by commas")
+    parser.add_argument("-k", type=int, default=10, help="how many to recommend")
+    parser.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
+    parser.add_argument("--allow", help="recommend from these ids only, separated by commas")
+    parser.add_argument("--block", help="never recommend these ids, separated by commas")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+
+    def ids(text: str | None) -> list[str] | None:
+        return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+    try:
+        model = Recommender.load(given.model)
+        result = model.recommend(ids(given.history) or [], given.k, not given.include_seen, ids(given.allow), ids(given.block))
+    except (ArtefactError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(result), ensure_ascii=False, indent=2) if given.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], "recommender.py", str(Path(__file__).parent)))

@@ -1,0 +1,104 @@
+"""Where the tensors of an artefact lie: packed codes in files of their own, and a description of each for the manifest."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sasrec.deploy.form import integer_form
+from sasrec.deploy.packing import pack
+from sasrec.models.taps import Table
+from sasrec.quant.frozen import FrozenTensor
+from sasrec.quant.grid import Grid, half_parts
+
+
+class Storage:
+    """files: content by name. tensors: what the manifest says of each stored tensor. levels: the distinct level lists."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytearray] = {}
+        self.tensors: dict[str, dict[str, Any]] = {}
+        self.levels: dict[str, list[int]] = {}
+
+    def describe(self, name: str, kind: str, shape: tuple[int, ...], grid: Grid, compute: str) -> None:
+        """Begin the entry of a quantized tensor (rows, features). compute: in what its products are (`Encoder.products`)."""
+        self.tensors[name] = {
+            "kind": kind,
+            "shape": list(shape),
+            "bits": grid.bits,
+            "levels": len(grid.levels),
+            "compute": compute,
+            "accumulator": "int32" if compute == "int8" else "float32",
+            "scales": {"dtype": "float32", "count": grid.scale.numel() + (grid.shift.numel() if bool(grid.shift.any()) else 0)},
+        }
+
+    def place_inside(self, name: str) -> None:
+        """The codes are an initializer of encoder.onnx, a byte each."""
+        self.tensors[name] |= {"file": "encoder.onnx", "bytes": int(np.prod(self.tensors[name]["shape"]))}
+
+    def pack(self, file: str, name: str, codes: NDArray[np.uint8], integers: NDArray[np.int8] | None) -> None:
+        """Append codes to a file at their width. integers: what the runtime unpacks them to; None: it leaves them codes."""
+        entry = self.tensors[name]
+        entry |= self._append(file, pack(codes, entry["bits"]).tobytes())
+        entry["unpacked"] = {"dtype": "uint8" if integers is None else "int8", "shape": list(codes.shape)}
+        if integers is not None:
+            entry["unpacked"]["integers"] = self._listed(integers)
+
+    def _listed(self, levels: NDArray[Any]) -> str:
+        """The key of a list of levels; equal lists are written once."""
+        values = levels.astype(int).tolist()
+        for key, known in self.levels.items():
+            if known == values:
+                return key
+        key = str(len(self.levels))
+        self.levels[key] = values
+        return key
+
+    def table(self, name: str, table: Table, stored: FrozenTensor | None) -> str:
+        """Write a large table into a file of its own, once; returns the file's name."""
+        file = f"{name.removesuffix('.weight')}.bin"
+        if file in self.files:
+            return file
+        if stored is None or stored.codes is None:
+            weight = table.weight.detach().cpu().numpy()
+            self.tensors[name] = {
+                "kind": "table",
+                "shape": list(weight.shape),
+                "bits": 32,
+                "compute": "float32",
+                "accumulator": "float32",
+                "unpacked": {"dtype": "float32", "shape": list(weight.shape)},
+                "scales": {"dtype": "float32", "count": 0},
+                **self._append(file, weight.astype("<f4").tobytes()),
+            }
+            return file
+        codes, grid = stored.codes.cpu().numpy(), stored.grid
+        form = integer_form(grid)
+        self.describe(name, "table", codes.shape, grid, "float32")
+        self.pack(file, name, codes, None if form is None else form.integers)
+        entry = self.tensors[name]
+        entry["levels_list"] = self._listed(grid.levels.cpu().numpy())
+        for part in ("scale", "shift"):
+            parameter = getattr(grid, part).cpu()
+            if part == "shift" and not bool(parameter.any()):
+                continue
+            entry[part] = (
+                {"dtype": "float32", "value": float(parameter)} if parameter.dim() == 0 else self._half(file, parameter)
+            )
+        if grid.scale.dim():
+            entry["scales"]["dtype"] = "float16"
+        return file
+
+    def _half(self, file: str, parameter: Any) -> dict[str, Any]:
+        half, unit = half_parts(parameter)
+        if not bool((half.float() * unit == parameter).all()):
+            raise ValueError("a scale per table row is not what a float16 holds; freeze the model with sasrec.quant.attach")
+        return {"dtype": "float16", "unit": unit, "rows": len(half), **self._append(file, half.numpy().astype("<f2").tobytes())}
+
+    def _append(self, file: str, content: bytes) -> dict[str, Any]:
+        """Add to a file, from a multiple of 64 bytes on, which memory-mapped arrays like."""
+        data = self.files.setdefault(file, bytearray())
+        data.extend(bytes(-len(data) % 64))
+        place = {"file": file, "offset": len(data), "bytes": len(content)}
+        data.extend(content)
+        return place

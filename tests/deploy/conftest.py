@@ -1,0 +1,55 @@
+"""Small quantized models and their exported folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sasrec.config import ModelParams, QuantParams
+from sasrec.deploy.artefact import Item, export
+from sasrec.models.sasrec import SASRec
+from sasrec.quant.attach import attach, calibrate, freeze, load_method
+from sasrec.quant.frozen import FrozenTensor, from_tensors, to_tensors
+
+ITEMS = 30
+CATALOGUE = [Item(f"sku/{i}", f"Title {i}", ("a", "b") if i % 2 else (), i * 7 % 11) for i in range(1, ITEMS + 1)]
+SMALL = {"max_len": 8, "hidden": 16}
+
+
+def build(**model: object) -> SASRec:
+    torch.manual_seed(0)
+    made = SASRec(ModelParams(**{**SMALL, **model}), ITEMS).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        # At the start of training the states hardly differ; these do.
+        for name, parameter in made.named_parameters():
+            if name.endswith("table.weight"):
+                parameter.mul_(20)
+    return made
+
+
+def quantize(method: str, bits: int, model: dict[str, object], **quant: object) -> dict[str, FrozenTensor]:
+    """The frozen tensors of a small model, as read back from its checkpoint."""
+    made = build(**model)
+    options = {"grid": "paper"} if method == "dorefa-paper" else {}
+    module, chosen = load_method(method.split("-")[0], options)
+    attach(made, QuantParams(bits=bits, **quant), module, chosen)  # type: ignore[arg-type]
+    histories = [torch.randint(1, ITEMS + 1, (16, 8))]
+    calibrate(made, histories)
+    if hasattr(module, "reconstruct"):
+        with torch.enable_grad():
+            module.reconstruct(made, histories, type(chosen)(iterations=20), 0)
+    return from_tensors(*to_tensors(freeze(made.eval())))
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[..., Path]:
+    """Export a small model quantized by a method, or in full precision without one."""
+
+    def make(method: str | None = "lsq", bits: int = 8, name: str = "model", model: dict[str, object] | None = None) -> Path:
+        frozen = quantize(method, bits, model or {}) if method else {}
+        folder = tmp_path / name
+        export(folder, build(**(model or {})), frozen, CATALOGUE, {"valid_ndcg@10": 0.5, "data": "abc"})
+        return folder
+
+    return make
