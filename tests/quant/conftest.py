@@ -50,7 +50,7 @@ def build() -> Callable[..., Quantizer]:
     return _build
 
 
-PARAMS = ModelParams(max_len=8, hidden=16, blocks=2, heads=2, dropout=0.0, attention_output=True)
+PARAMS = ModelParams(max_len=8, hidden=16, blocks=2, heads=2, dropout=0.0, attention_output=True, init="xavier")
 ITEMS = 60
 
 

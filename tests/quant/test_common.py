@@ -15,6 +15,7 @@ from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.frozen import thaw
+from sasrec.quant.grid import Grid, half_parts
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 
 Build = Callable[..., Quantizer]
@@ -259,7 +260,10 @@ def test_frozen_model_is_the_live_model(
     options: dict[str, Any],
     bits: int,
     table: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # How the scales of table rows are rounded is the next test's.
+    monkeypatch.setattr(Grid, "with_half_scales", lambda self: self)
     plain = copy.deepcopy(model)
     live = quantized(method, bits, options, table=table)
     with torch.no_grad():
@@ -280,12 +284,30 @@ def test_frozen_model_is_the_live_model(
     assert all(int(item.codes.max()) < 2**bits for item in frozen.values() if item.codes is not None)
 
 
+def test_freezing_rounds_the_scales_of_table_rows_to_what_16_bits_hold(quantized: Callable[..., SASRec]) -> None:
+    live = quantized("ptq", 4, {})
+    table = live.item_table
+    own = table.weight_tap.quantizer
+    assert isinstance(own, Quantizer)
+    frozen = attach.freeze(live)["item_table.weight"]
+    exact = own.grid(table.weight).scale
+    assert not torch.equal(frozen.grid.scale, exact)
+    torch.testing.assert_close(frozen.grid.scale[1:], exact[1:], rtol=2**-11, atol=0)  # row 0 is padding, all zeros
+    half, unit = half_parts(frozen.grid.scale)
+    assert torch.equal(half.float() * unit, frozen.grid.scale)
+    assert frozen.codes is not None
+    assert torch.equal(frozen.codes, own.codes(table.weight))
+
+
 @pytest.mark.parametrize("method", ["ptq", "lsq", "dorefa"])
 @pytest.mark.parametrize("table", ["per_row", "per_tensor"])
-def test_positions_from_the_left_are_quantized_alike_in_any_batch(histories: Tensor, method: str, table: str) -> None:
+def test_positions_from_the_left_are_quantized_alike_in_any_batch(
+    histories: Tensor, method: str, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Counted from the left, a padded batch looks up one row a token: more than the table has, or fewer."""
     torch.manual_seed(1)
     model = SASRec(ModelParams(max_len=8, hidden=16, heads=2, position="left"), 60).eval()
+    monkeypatch.setattr(Grid, "with_half_scales", lambda self: self)
     module, options = attach.load_method(method, {})
     attach.attach(model, QuantParams(bits=4, table=table), module, options)  # type: ignore[arg-type]
     attach.calibrate(model, [histories])
