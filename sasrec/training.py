@@ -25,6 +25,7 @@ from sasrec import evaluation, losses, metrics
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
+from sasrec.distillation import Distillation
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
@@ -61,13 +62,18 @@ class Progress:
 @dataclass(frozen=True)
 class Extras:
     """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
-    decay and outside norm clipping. penalty: added to the loss. on_epoch, on_step: called before each."""
+    decay and outside norm clipping. penalty: added to the loss. on_epoch: called before each. on_resume: called with the
+    epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
+    checkpoint. distill: what becomes of the loss of a batch."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
     penalty: Callable[[], Tensor | None] = lambda: None
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None
     refresh: Callable[[], None] = lambda: None
+    on_resume: Callable[[int], None] = lambda epoch: None
+    candidates_from: int = 0
+    distill: Distillation | None = None
 
 
 def learning_rate(params: TrainParams, progress: float) -> float:
@@ -152,7 +158,7 @@ class Trainer:
     def _note(self, progress: Progress, row: Row, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Record a validation; returns the best weights so far."""
         progress.rows.append(row)
-        if row.validation_ndcg > progress.best_ndcg:
+        if row.epoch >= self.extras.candidates_from and row.validation_ndcg > progress.best_ndcg:
             progress.best_epoch, progress.best_ndcg, progress.since_best = row.epoch, row.validation_ndcg, 0
             return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         progress.since_best += 1
@@ -164,6 +170,8 @@ class Trainer:
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
+        if self.extras.distill:
+            self.extras.distill.start_epoch(epoch)
         max_len, every, bucketed = self.model.params.max_len, self.params.windows == "all", self.params.batching == "bucketed"
         drawn = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
         count, average = drawn.count, drawn.positions / max(drawn.count, 1)
@@ -204,14 +212,19 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
-        states = self.model.encode(self._tensor(batch.histories))
+        histories = self._tensor(batch.histories)
+        encoded = states = self.model.encode(histories)
         targets = batch.targets[real]
         if self.kind == "sequence":
             negatives = self._negatives(batch.users, (len(real),), rng)
-            return self._result(states, targets, negatives, self._tensor(real)), len(targets)
-        negatives = self._negatives(batch.users, real.shape, rng)
-        states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
-        return self._result(states, targets, negatives[real] if negatives.ndim > 1 else negatives), len(targets)
+            result = self._result(states, targets, negatives, self._tensor(real))
+        else:
+            negatives = self._negatives(batch.users, real.shape, rng)
+            states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
+            result = self._result(states, targets, negatives[real] if negatives.ndim > 1 else negatives)
+        if self.extras.distill:
+            result = self.extras.distill(result, encoded, histories, self._tensor(real), self._tensor(targets))
+        return result, len(targets)
 
     def _negatives(self, users: Ints, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
         """(n,) for the whole batch, or (*shape, n), whose first axis is that of the users; for cross-entropy n = 1."""
@@ -294,6 +307,7 @@ class Trainer:
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor.to(self.device)
+        self.extras.on_resume(meta["progress"]["epoch"])
         self.model.load_state_dict(parts["model"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         saved = meta["progress"]
