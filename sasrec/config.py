@@ -296,7 +296,7 @@ class QuantParams:
     calibration_batches: int = 8
     distill: float = 0.0  # share of the loss that is the divergence from the full-precision model's scores
     delay_epochs: int = 0  # of quant.epochs, trained before the quantizers come in
-    progressive: tuple[int, ...] = ()  # widths on the way down to the study's, each for an equal share of the epochs
+    progressive: tuple[int, ...] | None = None  # widths on the way down to the study's, each for an equal share of the epochs
     table_rounding: Literal["nearest", "stochastic"] = "nearest"  # of the embedding tables, in training
     # Mixed widths of weights and tables by their sensitivity: the best model of at most so many kB of both, or the
     # smallest whose validation loss is at most so much above the full-precision model's.
@@ -314,10 +314,11 @@ class QuantParams:
         within("calibration_batches", self.calibration_batches, 1)
         within("distill", self.distill, 0, 1)
         within("delay_epochs", self.delay_epochs, 0)
-        for bits in self.progressive:
+        widths = self.progressive or ()
+        for bits in widths:
             within("progressive", bits, 2, 8)
-        if any(a <= b for a, b in zip(self.progressive, self.progressive[1:], strict=False)):
-            raise ValueError(f"progressive must fall from width to width, not {', '.join(map(str, self.progressive))}")
+        if any(a <= b for a, b in zip(widths, widths[1:], strict=False)):
+            raise ValueError(f"progressive must fall from width to width, not {', '.join(map(str, widths))}")
         if self.budget_kb is not None and self.max_drop is not None:
             raise ValueError("budget_kb and max_drop are both given; set one of them")
         if self.budget_kb is not None and self.budget_kb <= 0:

@@ -25,7 +25,6 @@ from sasrec import evaluation, losses, metrics
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
-from sasrec.distillation import Distillation
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
@@ -64,7 +63,7 @@ class Extras:
     """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
     decay and outside norm clipping. penalty: added to the loss. on_epoch: called before each. on_resume: called with the
     epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
-    checkpoint. distill: what becomes of the loss of a batch."""
+    checkpoint. distill: (loss, states, histories, real positions, targets) of a batch -> what becomes of the loss."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
@@ -73,7 +72,7 @@ class Extras:
     refresh: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda epoch: None
     candidates_from: int = 0
-    distill: Distillation | None = None
+    distill: Callable[[losses.Result, Tensor, Tensor, Tensor, Tensor], losses.Result] | None = None
 
 
 def learning_rate(params: TrainParams, progress: float) -> float:
@@ -170,8 +169,6 @@ class Trainer:
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
         self.extras.on_epoch(epoch - 1, self.params.epochs)
-        if self.extras.distill:
-            self.extras.distill.start_epoch(epoch)
         max_len, every, bucketed = self.model.params.max_len, self.params.windows == "all", self.params.batching == "bucketed"
         drawn = epoch_batches(self.store, max_len, self.params.batch_size, every, self.seed, epoch, bucketed)
         count, average = drawn.count, drawn.positions / max(drawn.count, 1)

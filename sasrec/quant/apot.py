@@ -38,12 +38,16 @@ def magnitudes(bits: int) -> list[int]:
     return sorted(sum(choice) for choice in itertools.product(*terms))
 
 
-def levels(bits: int, signed: bool) -> list[int]:
-    """Signed: b - 1 bits of magnitude and a sign, 2^b - 1 levels. (8 bits, and so 7 of magnitude, is our extension.)"""
+def levels(bits: int, signed: bool, spare: bool = False) -> list[int]:
+    """Signed: b - 1 bits of magnitude and a sign, 2^b - 1 levels. (8 bits, and so 7 of magnitude, is our extension.)
+
+    spare: the code that is left over stands for -2 alpha, the next power of two. So for signed activations, which the paper
+    does not know: at 2 bits -alpha, 0 and alpha alone lose half of the quality, whatever is learned.
+    """
     if not signed:
         return magnitudes(bits)
     positive = magnitudes(bits - 1)[1:]
-    return [-level for level in reversed(positive)] + [0, *positive]
+    return [-2 * positive[-1]] * spare + [-level for level in reversed(positive)] + [0, *positive]
 
 
 def project(v: Tensor, table: Tensor | None, low: int, high: int) -> Tensor:
@@ -102,7 +106,7 @@ class APoT(Quantizer):
 
     def __init__(self, place: Place, bits: int, per_row: bool, options: Options) -> None:
         super().__init__(place, bits, per_row)
-        own = levels(bits, place.signed)
+        own = levels(bits, place.signed, spare=place.kind == "activation")
         self.low, self.high = own[0], own[-1]
         self.register_buffer("levels", torch.tensor(own, dtype=torch.float32), persistent=False)
         table = None if is_uniform(self.levels) else self.levels[nearest_table(self.levels)]

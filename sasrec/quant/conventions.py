@@ -8,10 +8,11 @@ b bits; in units of the scale (for APoT, of the smallest term):
 | lsq with offset         | activations: 2^b from an      | 0 .. 2^b - 1              | yes                       |
 |                         | integer zero point on         |                           |                           |
 | pact dorefa             | activations: as ptq           | 0 .. 2^b - 1              | yes                       |
-|                         | weights: +- 2^(b-1) - 1       |                           | yes                       |
-| dorefa grid: paper      | weights: 2^b from -m to m     |                           | no                        |
-| apot                    | 0, +- 2^(b-1) - 1 sums of     | 2^b sums of powers of two | yes, but for weights (mu) |
-|                         | powers of two                 |                           |                           |
+|                         | weights: 2^b from -m to m,    |                           | no                        |
+|                         | from 4 bits 2^b - 1           |                           | yes                       |
+| apot                    | weights: 0, +- 2^(b-1) - 1    | 2^b sums of powers of two | yes, but for weights (mu) |
+|                         | sums of powers of two;        |                           |                           |
+|                         | activations: -2 alpha, too    |                           |                           |
 | any, 1 bit              | -1, 1                         |                           | no                        |
 
 No torch here: the report reads it.
@@ -23,9 +24,8 @@ from typing import Any, Literal
 
 Kind = Literal["weight", "table", "activation"]
 
-# Whose grids leave out -2^(b-1), so that they are symmetric: of weights and tables, and of activations.
-SYMMETRIC_WEIGHTS = frozenset({"pact", "dorefa", "apot"})
-SYMMETRIC_ACTIVATIONS = frozenset({"apot"})
+# Below so many bits the weights of DoReFa, and of PACT, which takes them from it, have the paper's grid.
+PAPER_BELOW = 4
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,17 @@ class Convention:
     symmetric: bool
 
 
-def convention(method: str, bits: int, kind: Kind, signed: bool = True, options: Mapping[str, Any] | None = None) -> Convention:
-    """What the grid of a tensor is like. signed: whether the tensor can be negative; weights and tables can.
+def convention(method: str, bits: int, kind: Kind, options: Mapping[str, Any] | None = None) -> Convention:
+    """What the grid of a tensor is like; whether an activation can be negative moves its levels and leaves their number.
     options: those of the method that differ from its defaults."""
     given = options or {}
     if bits == 1:
         return Convention(2, zero=False, symmetric=True)
-    if kind == "activation" and not signed:
+    if kind == "activation":
         return Convention(2**bits, zero=True, symmetric=False)
-    if method == "dorefa" and kind != "activation" and given.get("grid") == "paper":
-        return Convention(2**bits, zero=False, symmetric=True)
-    symmetric = method in (SYMMETRIC_ACTIVATIONS if kind == "activation" else SYMMETRIC_WEIGHTS)
+    if method == "dorefa" or (method == "pact" and given.get("weights", "dorefa") == "dorefa"):
+        paper = {"paper": True, "zero": False}.get(given.get("grid", "auto"), bits < PAPER_BELOW)
+        return Convention(2**bits - (not paper), zero=not paper, symmetric=True)
+    symmetric = method in ("pact", "apot")
     # APoT moves the grid of a weight by the mean of its row.
     return Convention(2**bits - symmetric, zero=(method, kind) != ("apot", "weight"), symmetric=symmetric)

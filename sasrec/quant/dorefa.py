@@ -2,7 +2,7 @@
 range, and, if asked for, gradients quantized with stochastic noise. Nothing is learned but the weights."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +10,15 @@ from torch import Tensor
 from sasrec.config import within
 from sasrec.models.taps import Place
 from sasrec.quant.quantizer import FixedScale, Quantizer
-from sasrec.quant.tanh_weight import Factor, TanhWeight
+from sasrec.quant.tanh_weight import TanhWeight, WeightGrid
 
 TRAINS = True
 
 
 @dataclass(frozen=True)
 class Options:
-    grid: Literal["zero", "paper"] = "zero"  # of the weights: 2^b - 1 levels with 0 among them, or the paper's 2^b without
-    # What the levels of the weights are multiplied by: the factor of least squared error, or the largest |tanh W|.
-    factor: Factor = "least_squares"
+    # Of the weights: the paper's 2^b levels without 0, or 2^b - 1 with 0 among them; auto: the paper's at 2 and 3 bits.
+    grid: WeightGrid = "auto"
     gradient_bits: int | None = None  # of the gradients of activations; null: not quantized
 
     def __post_init__(self) -> None:
@@ -86,4 +85,4 @@ class BoundedActivation(FixedScale):
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
     if place.kind == "activation":
         return BoundedActivation(place, bits, options.gradient_bits)
-    return TanhWeight(place, bits, per_row, options.grid, options.factor)
+    return TanhWeight(place, bits, per_row, options.grid)

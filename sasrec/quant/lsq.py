@@ -155,7 +155,7 @@ class LSQ(Quantizer):
         """The offset in whole steps, within the grid, so that 0 is one of its levels."""
         if self.offset is None or self.unit is None:
             return 0
-        steps = float(self.offset * self.unit / self.log_step.exp())
+        steps = float(self.offset.detach() * self.unit / self.log_step.detach().exp())
         return max(-self.high, min(-self.low, round(steps)))
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -115,10 +115,21 @@ def trained(run: Run, model: SASRec, method: str, options: Any, teacher: SASRec 
     extras = schedule.extras(run.seed)
     if teacher is not None and module.TRAINS:
         sampled = None if train.loss == "cross_entropy" else train.negatives
-        extras = replace(extras, distill=Distillation(teacher, model, quant.distill, sampled, run.seed))
+        distillation = Distillation(teacher, model, quant.distill, sampled, run.seed)
+        extras = replace(extras, distill=distillation, on_epoch=both(extras.on_epoch, distillation.start_epoch))
     trainer = Trainer(model, run.store, train, run.seed, device=run.device, extras=extras, validate_start=True)
     progress = trainer.run(resume, f"{method} {run.key}", run.log)
     return Outcome(model, progress.best_epoch, progress.best_ndcg, progress.rows)
+
+
+def both(first: Callable[[int, int], None], second: Callable[[int], None]) -> Callable[[int, int], None]:
+    """What calls one and then the other with the epoch."""
+
+    def on_epoch(epoch: int, epochs: int) -> None:
+        first(epoch, epochs)
+        second(epoch)
+
+    return on_epoch
 
 
 def untied(model: SASRec) -> SASRec:

@@ -23,7 +23,7 @@ class Phase:
 def phases(quant: QuantParams, epochs: int) -> list[Phase]:
     """The phases of a run: `quant.delay_epochs` in full precision, then equal shares of the rest for each width of
     `quant.progressive` and for the study's own. Raises UserError where an epoch for each is not there."""
-    delay, widths = quant.delay_epochs, (*quant.progressive, 1)
+    delay, widths = quant.delay_epochs, (*(quant.progressive or ()), 1)
     rest = epochs - delay
     if rest < len(widths):
         raise UserError(

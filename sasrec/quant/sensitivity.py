@@ -14,9 +14,10 @@ from sasrec.errors import UserError
 from sasrec.evaluation import blocks
 from sasrec.guardian import stop_if_orphaned
 from sasrec.losses import CHUNK_ELEMENTS
-from sasrec.models.taps import taps
-from sasrec.quant import attach, ptq
+from sasrec.models.taps import Place, taps
+from sasrec.quant import attach
 from sasrec.quant.frozen import tensors
+from sasrec.quant.quantizer import FixedScale, Quantizer
 
 # Users whose validation items are scored, evenly taken from all: a loss is a mean over them, and differences between two
 # models on the same users are far sharper than either.
@@ -35,6 +36,15 @@ class Cost:
     bits: int
     bytes: int
     rise: float
+
+
+class Nearest:
+    """Plain rounding at the scales of least squared error, as `ptq` does by default; here so that an edit of that file does
+    not re-run every method."""
+
+    @staticmethod
+    def build(place: Place, bits: int, per_row: bool, options: None) -> Quantizer:
+        return FixedScale(place, bits, per_row)
 
 
 class Validation:
@@ -81,7 +91,7 @@ def measure(
     kinds: Sequence[str] = ("table", "weight", "activation"),
 ) -> tuple[float, list[Cost]]:
     """The full-precision model's validation loss, and the cost of every tensor of those kinds at each width: each alone is
-    rounded as `ptq` does, the rest stays in full precision. histories: what activations are calibrated on. The model must
+    rounded to the nearest, the rest stays in full precision. histories: what activations are calibrated on. The model must
     not have quantizers, and has none after."""
     full = validation.loss(model)
     weights = tensors(model)
@@ -97,7 +107,7 @@ def measure(
                 continue
             stop_if_orphaned()
             alone = replace(quant, overrides=dict.fromkeys(taps(model), attach.FULL_PRECISION) | {name: bits}, preset="all")
-            (quantizer,) = attach.build(model, alone, ptq, ptq.Options()).values()
+            (quantizer,) = attach.build(model, alone, Nearest, None).values()
             quantizer.initialize(weights[name].detach() if name in weights else recorders[name].sample())
             tap.quantizer = quantizer
             rise = validation.loss(model) - full
@@ -164,8 +174,8 @@ def mixed(
 def _joint_rise(
     model: nn.Module, quant: QuantParams, histories: list[Tensor], chosen: dict[str, int], validation: Validation
 ) -> float:
-    """Validation loss with all weights and tables at the chosen widths, and activations at theirs, rounded by `ptq`."""
-    attach.attach(model, replace(quant, overrides={**chosen, **quant.overrides}), ptq, ptq.Options())
+    """Validation loss with all weights and tables at the chosen widths, and activations at theirs, rounded to the nearest."""
+    attach.attach(model, replace(quant, overrides={**chosen, **quant.overrides}), Nearest, None)
     attach.calibrate(model, histories)
     loss = validation.loss(model)
     attach.place(model, {})

@@ -37,7 +37,7 @@ def test_penalty_is_on_alpha_alone(build: Build) -> None:
     values = torch.randn(4000)
     pact = build("pact", 4, values=values, decay=0.25)
     alpha = float(pact.grid().scale) * 7
-    assert alpha == pytest.approx(7 * float(mse_scale(values, -7, 7, False)))
+    assert alpha == pytest.approx(7 * float(mse_scale(values, -8, 7, False)))
     penalty = pact.penalty()
     assert penalty is not None and float(penalty.detach()) == pytest.approx(0.25 * alpha**2)
     penalty.backward()
