@@ -55,10 +55,19 @@ def project(v: Tensor, table: Tensor | None, low: int, high: int) -> Tensor:
     return v.round().clamp_(low, high) if table is None else nearest(v, table, low)
 
 
+def project_by_chance(v: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+    """The level above or below each v, with the probabilities that make v the mean; v between the ends, or one of them.
+    levels: (n,) ascending. noise: uniform in 0..1, of v's shape."""
+    above = torch.bucketize(v, levels, right=True).clamp_(1, len(levels) - 1)
+    low, high = levels[above - 1], levels[above]
+    return torch.where(v - low > noise * (high - low), high, low)
+
+
 class ReparameterizedClip(torch.autograd.Function):
     """x -> alpha P(clip(x / alpha, -1, 1)) on normalised x, section 2.3; P is the nearest level.
 
-    scale: alpha sigma / high, what one unit of the levels is worth in x; shift: mu, or None for 0.
+    scale: alpha sigma / high, what one unit of the levels is worth in x; shift: mu, or None for 0. by_chance: (levels,
+    noise) where the projection is stochastic.
     """
 
     @staticmethod
@@ -71,10 +80,12 @@ class ReparameterizedClip(torch.autograd.Function):
         table: Tensor | None,
         low: int,
         high: int,
+        by_chance: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         scale = alpha / high * sigma
         scaled = x / scale if shift is None else (x - shift) / scale
-        quantized = project(scaled, table, low, high).mul_(scale)
+        projected = project(scaled, table, low, high) if by_chance is None else project_by_chance(scaled, *by_chance)
+        quantized = projected.mul_(scale)
         ctx.save_for_backward(scaled, quantized, alpha, sigma, shift)
         ctx.low, ctx.high = low, high
         return quantized if shift is None else quantized.add_(shift)  # the same tensor, saved above
@@ -89,7 +100,7 @@ class ReparameterizedClip(torch.autograd.Function):
         to_x = inside(gradient, scaled, ctx.low * (1 + 1e-6), ctx.high * (1 + 1e-6))
         # d/dalpha: sign(x) beyond the clip, where q is that end; q - x / alpha inside.
         to_alpha = inner(gradient, centred, alpha) / alpha - inner(to_x, scaled, alpha) / ctx.high * sigma
-        return to_x, to_alpha, None, None, None, None, None
+        return to_x, to_alpha, None, None, None, None, None, None
 
 
 class APoT(Quantizer):
@@ -144,7 +155,9 @@ class APoT(Quantizer):
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         mean, sigma = self._moments(x)
         alpha = self.of_rows(self.log_alpha.exp(), rows)
-        quantized = ReparameterizedClip.apply(x.float(), alpha, sigma, mean, self.table, self.low, self.high)
+        noise = self.noise(x)
+        by_chance = None if noise is None else (self.levels, noise)
+        quantized = ReparameterizedClip.apply(x.float(), alpha, sigma, mean, self.table, self.low, self.high, by_chance)
         return quantized.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:

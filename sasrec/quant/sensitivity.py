@@ -160,7 +160,7 @@ def mixed(
         if not fitting:
             raise UserError(
                 f"params.yaml: quant.budget_kb: {quant.budget_kb:g} kB do not hold the weights and tables of this model; "
-                f"the least is {found[0][0] / 1000:.1f} kB, all at {WIDTHS[0]} bits"
+                f"the least is {found[0][0] / 1000:.1f} kB"
             )
         chosen = fitting[-1]
         rise = _joint_rise(model, quant, histories, chosen[2], validation) - full

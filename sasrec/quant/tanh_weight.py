@@ -55,8 +55,8 @@ class TanhWeight(Quantizer):
 
     def __init__(self, place: Place, bits: int, per_row: bool, grid: WeightGrid = "auto") -> None:
         super().__init__(place, bits, per_row, symmetric=True)
-        self.half = grid == "paper" or (grid == "auto" and bits < PAPER_BELOW)
-        if self.half:
+        self.centred = grid == "paper" or (grid == "auto" and bits < PAPER_BELOW)
+        if self.centred:
             self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self.register_buffer("largest", None if self.per_row else torch.ones(()))
 
@@ -71,16 +71,16 @@ class TanhWeight(Quantizer):
         """weight: (..., features), or anything where the largest is kept in the buffer. tanh rises, so that the largest
         |tanh W| is the tanh of the largest |W|."""
         largest = weight.detach().float().abs().amax(-1, keepdim=True).tanh() if self.largest is None else self.largest
-        return largest.clamp_min(SMALLEST_SCALE) / (self.high + 0.5 * self.half)
+        return largest.clamp_min(SMALLEST_SCALE) / (self.high + 0.5 * self.centred)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        values = TanhRound.apply(x.float(), self.noise(x), self._scale(x), self.half, self.low, self.high)
+        values = TanhRound.apply(x.float(), self.noise(x), self._scale(x), self.centred, self.low, self.high)
         return values.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None
         scale = self._scale(values)
-        if not self.half:
+        if not self.centred:
             return Grid.uniform(self.bits, self.low, self.high, scale)
         # Odd numbers of half the scale: whole numbers without an offset, as an integer product wants them.
         levels = torch.arange(2 * self.low + 1, 2 * self.high + 2, 2, dtype=torch.float32, device=scale.device)
@@ -88,5 +88,5 @@ class TanhWeight(Quantizer):
 
     def codes(self, values: Tensor) -> Tensor:
         bounded = values.detach().float().tanh()
-        numbers = level_numbers(bounded, None, self._scale(values), self.half, self.low, self.high)
+        numbers = level_numbers(bounded, None, self._scale(values), self.centred, self.low, self.high)
         return numbers.sub_(self.low).to(torch.uint8)
