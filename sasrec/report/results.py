@@ -122,12 +122,16 @@ def load_results(study: Study) -> Results:
     return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes))
 
 
-def reference(name: str, kind: Kind, variants: Sequence[str], source: str) -> str | None:
-    """What a variant is compared with: methods that train with the control, which trained for as long in full
-    precision; everything else with `source`, the trained model that is quantized. None where that is not in `variants`."""
-    trained = kind == "method" and name not in UNTRAINED
-    wanted = "control" if trained and "control" in variants else source
-    return wanted if wanted != name and wanted in variants else None
+def reference(name: str, kind: Kind, study: Study) -> str | None:
+    """What a variant is compared with: methods that train, or that start from the control, with the control, which trained
+    for as long in full precision; everything else with the trained model that is quantized. None where that is not among
+    the study's variants."""
+    source = study.quant.model
+    rounded_after = bool(study.methods.get(name, {}).get("after"))
+    from_control = study.quant.init == "control" or study.quant.preset == "source"
+    trained = kind == "method" and (name not in UNTRAINED or rounded_after or from_control)
+    wanted = "control" if trained and "control" in study.variants else source
+    return wanted if wanted != name and wanted in study.variants else None
 
 
 def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
@@ -138,7 +142,7 @@ def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
     folder = Path("data/evaluated", name)
     ranks = np.stack([_read_ranks(folder / str(seed) / "full.npy") for seed in seeds])  # (seeds, users)
     card = _read(folder / "card.json")
-    wanted = reference(name, kind, study.variants, study.quant.model)
+    wanted = reference(name, kind, study)
     return Variant(name, kind, values, metrics.ndcg(ranks, 10), np.log2(ranks), card, wanted)
 
 

@@ -35,8 +35,14 @@ LONG_ADDITIVE = {
     7: (128, (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (776, 777, 784, 792, 896, 904)),
     8: (256, (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (3330, 3360, 3584, 3585, 3600, 3840)),
 }
-UNIFORM = [("ptq", {}), ("ste", {}), ("lsq", {}), ("adaround", {})]
-TWO_SIDED = [("pact", {}), ("dorefa", {}), ("dorefa", {"grid": "paper"}), ("dorefa", {"grid": "zero"})]
+KINDS: tuple[Kind, ...] = ("weight", "table", "activation")
+UNIFORM: list[tuple[str, dict[str, Any]]] = [("ptq", {}), ("ste", {}), ("lsq", {}), ("adaround", {})]
+TWO_SIDED: list[tuple[str, dict[str, Any]]] = [
+    ("pact", {}),
+    ("dorefa", {}),
+    ("dorefa", {"grid": "paper"}),
+    ("dorefa", {"grid": "zero"}),
+]
 
 
 def found(build: Build, method: str, bits: int, kind: Kind, signed: bool = True, **options: Any) -> list[float]:
@@ -53,13 +59,13 @@ def found(build: Build, method: str, bits: int, kind: Kind, signed: bool = True,
 def test_levels_of_signed_tensors(build: Build, bits: int) -> None:
     full, symmetric = (list(range(low, high + 1)) for low, high in (FULL[bits], SYMMETRIC[bits]))
     for method, options in UNIFORM:
-        for kind in ("weight", "table", "activation"):
+        for kind in KINDS:
             assert found(build, method, bits, kind, **options) == full, (method, kind)
     paper = list(range(-(2**bits) + 1, 2**bits, 2))  # 2^b numbers, as far under 0 as over it, none of them 0
     for method, options in TWO_SIDED:
         assert found(build, method, bits, "activation", **options) == full, method
         wanted = paper if options.get("grid") == "paper" or (bits < 4 and not options) else symmetric
-        for kind in ("weight", "table"):
+        for kind in KINDS[:2]:
             assert found(build, method, bits, kind, **options) == wanted, (method, kind, options)
     if bits in (2, 4, 8):
         assert found(build, "pact", bits, "weight", weights="sawb") == symmetric

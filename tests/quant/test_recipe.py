@@ -55,7 +55,8 @@ def same(one: SASRec, other: SASRec) -> bool:
 
 
 def make(run: Run, model: SASRec, method: str = "lsq", options: Any = None, **quant: Any) -> Outcome:
-    return quantize(dataclasses.replace(run, quant=dataclasses.replace(run.quant, **quant)), model, method, options)
+    chosen = dataclasses.replace(run.quant, **quant)
+    return quantize(dataclasses.replace(run, quant=chosen, key=f"{chosen} {options}"), model, method, options)
 
 
 def test_phases() -> None:

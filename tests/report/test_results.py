@@ -4,16 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sasrec import metrics
-from sasrec.config import Study
+from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_json, write_text
 from sasrec.report.readme import variants
-from sasrec.report.results import Comparison, load_results, load_stats
+from sasrec.report.results import Comparison, load_results, load_stats, reference
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.show import stored_rows
 from stages.report import main
@@ -182,3 +183,14 @@ def test_a_baseline_that_was_left_out_has_no_row(folder: Path) -> None:
     assert "recent_popularity" not in variants(Path("metrics"))
     with pytest.raises(UserError, match="recent_popularity was left out"):
         stored_rows(["recent_popularity"])
+
+
+def test_what_starts_from_the_control_is_compared_with_it(study: Study) -> None:
+    def referred(name: str, **changes: Any) -> str | None:
+        return reference(name, "method", replace(study, **changes))
+
+    assert referred("ptq") == "sasrec" and referred("lsq") == "control"
+    assert referred("ptq", quant=QuantParams(init="control")) == "control"
+    assert referred("ptq", quant=QuantParams(preset="source")) == "control"
+    assert referred("adaround", methods={"adaround": {"after": "lsq"}}) == "control"
+    assert referred("adaround", methods={"adaround": {"after": None}}) == "sasrec"
