@@ -54,7 +54,8 @@ def quantized(method: str, bits: int, **options: object) -> tuple[SASRec, dict[s
     calibrate(model, histories)
     if hasattr(module, "reconstruct"):
         with torch.enable_grad():
-            module.reconstruct(model, histories, type(chosen)(iterations=20), 0)
+            some = type(chosen)(**{"iterations": 20} if method == "adaround" else {"bias_correction": True})
+            module.reconstruct(model, histories, some, 0)
     return model.eval(), {name: t for name, t in model.state_dict().items() if ".quantizer." not in name}
 
 
@@ -96,7 +97,7 @@ def test_levels_of_a_method_are_stored_once(tmp_path: Path) -> None:
     artefact.export(tmp_path, plain(tensors), freeze(model), {})
     stored, _ = load_tensors(tmp_path / "model.safetensors")
     tables = [name for name in stored if name.startswith("levels/")]
-    assert sorted(len(stored[name]) for name in tables) == [255, 256]  # signed and unsigned
+    assert sorted(len(stored[name]) for name in tables) == [255, 256, 256]  # weights; signed and unsigned activations
 
 
 def test_a_full_precision_model_is_exported_as_it_is(tmp_path: Path) -> None:

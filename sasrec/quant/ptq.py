@@ -31,6 +31,11 @@ def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer
     return FixedScale(place, bits, per_row, options.range, options.percentile)
 
 
+def reconstructs(options: Options) -> bool:
+    """Whether `reconstruct` has anything to do."""
+    return options.bias_correction
+
+
 def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, seed: int) -> None:
     """With `bias_correction`, take the mean error of every linear layer's output off its bias."""
     if options.bias_correction:

@@ -83,7 +83,7 @@ def quantize(run: Run, model: SASRec, method: str, options: Any) -> Outcome:
         run.log(f"first {after}, whose steps the rounding is learned on")
         outcome = trained(run, model, after, chosen.after_options, teacher, run.resume)
         module.take_over(outcome.model)
-    if hasattr(module, "reconstruct"):
+    if hasattr(module, "reconstruct") and getattr(module, "reconstructs", lambda _: True)(chosen):
         module.reconstruct(outcome.model, calibration(run, outcome.model), chosen, run.seed)
         ndcg = Trainer(outcome.model, run.store, run.train, run.seed, device=run.device).validate()[2]
         run.log(f"reconstructed: validation NDCG@10 {ndcg:.4f}")

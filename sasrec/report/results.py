@@ -5,8 +5,8 @@ user and seed by seed: what is hard for every model, or due to one training run,
 the interval of either number become visible.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,16 +122,19 @@ def load_results(study: Study) -> Results:
     return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes))
 
 
-def reference(name: str, kind: Kind, study: Study) -> str | None:
-    """What a variant is compared with: methods that train, or that start from the control, with the control, which trained
-    for as long in full precision; everything else with the trained model that is quantized. None where that is not among
-    the study's variants."""
-    source = study.quant.model
-    rounded_after = bool(study.methods.get(name, {}).get("after"))
-    from_control = study.quant.init == "control" or study.quant.preset == "source"
-    trained = kind == "method" and (name not in UNTRAINED or rounded_after or from_control)
-    wanted = "control" if trained and "control" in study.variants else source
-    return wanted if wanted != name and wanted in study.variants else None
+def from_control(quant: Mapping[str, Any], options: Mapping[str, Any] | None) -> bool:
+    """Whether even a method that does not train starts from the control, or from as much training. quant: the section quant;
+    options: those of the method."""
+    return quant.get("init") == "control" or quant.get("preset") == "source" or bool((options or {}).get("after"))
+
+
+def reference(name: str, kind: Kind, variants: Sequence[str], source: str, from_control: bool = False) -> str | None:
+    """What a variant is compared with: methods that train, or that start `from_control`, with the control, which trained for
+    as long in full precision; everything else with `source`, the trained model that is quantized. None where that is not in
+    `variants`."""
+    trained = kind == "method" and (name not in UNTRAINED or from_control)
+    wanted = "control" if trained and "control" in variants else source
+    return wanted if wanted != name and wanted in variants else None
 
 
 def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
@@ -142,7 +145,8 @@ def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
     folder = Path("data/evaluated", name)
     ranks = np.stack([_read_ranks(folder / str(seed) / "full.npy") for seed in seeds])  # (seeds, users)
     card = _read(folder / "card.json")
-    wanted = reference(name, kind, study)
+    later = from_control(asdict(study.quant), study.methods.get(name))
+    wanted = reference(name, kind, study.variants, study.quant.model, later)
     return Variant(name, kind, values, metrics.ndcg(ranks, 10), np.log2(ranks), card, wanted)
 
 

@@ -60,7 +60,7 @@ def test_the_page_can_be_read_by_everyone(page: str) -> None:
     assert "prefers-color-scheme: dark" in page
     assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
     tags = [tag for tag, _ in elements]
-    assert tags.count("table") == tags.count("caption") == 3
+    assert tags.count("table") == tags.count("caption") == 4
     assert ("html", {"lang": "en"}) in elements
 
 

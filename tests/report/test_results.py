@@ -14,7 +14,7 @@ from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_json, write_text
 from sasrec.report.readme import variants
-from sasrec.report.results import Comparison, load_results, load_stats, reference
+from sasrec.report.results import Comparison, from_control, load_results, load_stats, reference
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.show import stored_rows
 from stages.report import main
@@ -185,12 +185,14 @@ def test_a_baseline_that_was_left_out_has_no_row(folder: Path) -> None:
         stored_rows(["recent_popularity"])
 
 
-def test_what_starts_from_the_control_is_compared_with_it(study: Study) -> None:
+def test_what_starts_from_the_control_is_compared_with_it(folder: Path, study: Study) -> None:
     def referred(name: str, **changes: Any) -> str | None:
-        return reference(name, "method", replace(study, **changes))
+        variant = load_results(replace(study, **changes)).get(name)
+        assert variant
+        return variant.reference
 
     assert referred("ptq") == "sasrec" and referred("lsq") == "control"
     assert referred("ptq", quant=QuantParams(init="control")) == "control"
     assert referred("ptq", quant=QuantParams(preset="source")) == "control"
-    assert referred("adaround", methods={"adaround": {"after": "lsq"}}) == "control"
-    assert referred("adaround", methods={"adaround": {"after": None}}) == "sasrec"
+    assert from_control({"init": "checkpoint"}, {"after": "lsq"}) and not from_control({"init": "checkpoint"}, {"after": None})
+    assert reference("adaround", "method", ("sasrec", "control"), "sasrec", from_control=True) == "control"
