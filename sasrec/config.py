@@ -292,11 +292,23 @@ class QuantParams:
     embedding_bits: int | None = None
     overrides: dict[str, int] = field(default_factory=dict)  # tensor name -> bits; 32 leaves it in full precision
     model: str = "sasrec"
-    init: Literal["checkpoint", "scratch"] = "checkpoint"
+    # checkpoint: the trained model; control: that model trained on for as long in full precision; scratch: nothing.
+    init: Literal["checkpoint", "control", "scratch"] = "checkpoint"
+    # all: every tensor at its width; paper: first and last layer at 8 bits; source: as the study that this one redoes.
+    preset: Literal["all", "paper", "source"] = "all"
     epochs: int = 5
     lr: float = 2e-4
     table: Literal["per_row", "per_tensor"] = "per_row"
+    weights: Literal["per_row", "per_tensor"] = "per_row"
     calibration_batches: int = 8
+    distill: float = 0.0  # share of the loss that is the divergence from the full-precision model's scores
+    delay_epochs: int = 0  # of quant.epochs, trained before the quantizers come in
+    progressive: tuple[int, ...] | None = None  # widths on the way down to the study's, each for an equal share of the epochs
+    table_rounding: Literal["nearest", "stochastic"] = "nearest"  # of the embedding tables, in training
+    # Mixed widths of weights and tables by their sensitivity: the best model of at most so many kB of both, or the
+    # smallest whose validation loss is at most so much above the full-precision model's.
+    budget_kb: float | None = None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("bits", "weight_bits", "activation_bits"):
@@ -307,6 +319,18 @@ class QuantParams:
                 within(f"overrides.{tensor}", bits, 1, 8)
         within("epochs", self.epochs, 0)
         within("calibration_batches", self.calibration_batches, 1)
+        within("distill", self.distill, 0, 1)
+        within("delay_epochs", self.delay_epochs, 0)
+        widths = self.progressive or ()
+        for bits in widths:
+            within("progressive", bits, 2, 8)
+        if any(a <= b for a, b in zip(widths, widths[1:], strict=False)):
+            raise ValueError(f"progressive must fall from width to width, not {', '.join(map(str, widths))}")
+        if self.budget_kb is not None and self.max_drop is not None:
+            raise ValueError("budget_kb and max_drop are both given; set one of them")
+        if self.budget_kb is not None and self.budget_kb <= 0:
+            raise ValueError(f"budget_kb must be above 0, not {self.budget_kb}")
+        within("max_drop", self.max_drop, 0)
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
 

@@ -22,7 +22,17 @@ from sasrec.errors import UserError
 from sasrec.files import read_json
 from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, PROTOCOLS, quality, short_hash
-from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Variant, compare, pairs, reference
+from sasrec.report.results import (
+    BASELINE_SEED,
+    BASELINES,
+    Comparison,
+    Kind,
+    Variant,
+    compare,
+    from_control,
+    pairs,
+    reference,
+)
 
 ROOT = Path("metrics/reference")
 
@@ -73,7 +83,8 @@ def load_variants(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Varia
             for protocol in PROTOCOLS
         }
         gains, log2_ranks = metrics.ndcg(ranks["full"], 10), np.log2(ranks["full"])
-        wanted = reference(variant, kind, tuple(content["variants"]), source)
+        later = from_control(params["quant"], params.get("methods", {}).get(variant))
+        wanted = reference(variant, kind, tuple(content["variants"]), source, later)
         yield Variant(variant, kind, values, gains, log2_ranks, content["card"], wanted), ranks
 
 

@@ -62,13 +62,18 @@ class Progress:
 @dataclass(frozen=True)
 class Extras:
     """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
-    decay and outside norm clipping. penalty: added to the loss. on_epoch, on_step: called before each."""
+    decay and outside norm clipping. penalty: added to the loss. on_epoch: called before each. on_resume: called with the
+    epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
+    checkpoint. distill: (loss, states, histories, windows, real positions, targets) of a batch -> what becomes of the loss."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
     penalty: Callable[[], Tensor | None] = lambda: None
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None
     refresh: Callable[[], None] = lambda: None
+    on_resume: Callable[[int], None] = lambda epoch: None
+    candidates_from: int = 0
+    distill: Callable[[losses.Result, Tensor, Tensor, Tensor | None, Tensor, Tensor], losses.Result] | None = None
 
 
 @contextmanager
@@ -165,7 +170,7 @@ class Trainer:
     def _note(self, progress: Progress, row: Row, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Record a validation; returns the best weights so far."""
         progress.rows.append(row)
-        if row.validation_ndcg > progress.best_ndcg:
+        if row.epoch >= self.extras.candidates_from and row.validation_ndcg > progress.best_ndcg:
             progress.best_epoch, progress.best_ndcg, progress.since_best = row.epoch, row.validation_ndcg, 0
             return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         progress.since_best += 1
@@ -219,14 +224,19 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
+        histories = self._tensor(batch.histories)
         windows = None if batch.windows is None else self._tensor(batch.windows)
-        states = self.model.encode(self._tensor(batch.histories), windows=windows)
+        encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
         if self.kind == "sequence":
             negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-            return self._result(states, targets, negatives, self._tensor(real)), len(targets)
-        states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
-        return self._result(states, targets, self._negatives(batch.users[real], rng)), len(targets)
+            result = self._result(states, targets, negatives, self._tensor(real))
+        else:
+            states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
+            result = self._result(states, targets, self._negatives(batch.users[real], rng))
+        if self.extras.distill:
+            result = self.extras.distill(result, encoded, histories, windows, self._tensor(real), self._tensor(targets))
+        return result, len(targets)
 
     def _negatives(self, users: Ints, rng: np.random.Generator) -> Ints:
         """(n,) for the whole batch, or (tokens, n) for users (tokens,); for cross-entropy n = 1."""
@@ -309,6 +319,7 @@ class Trainer:
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor.to(self.device)
+        self.extras.on_resume(meta["progress"]["epoch"])
         self.model.load_state_dict(parts["model"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         saved = meta["progress"]

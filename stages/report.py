@@ -13,7 +13,7 @@ from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.tables import results_table, summary_csv, summary_rows
 from stages.common import run
 
-SECTIONS = ("models", "quantized", "variants", "seeds", "quant", "evaluate")
+SECTIONS = ("models", "quantized", "variants", "seeds", "quant", "methods", "evaluate")
 PLOTS = Path("plots")
 
 
@@ -34,7 +34,8 @@ def main(study: Study) -> None:
     rows = summary_rows(results)
     write_text(PLOTS / "summary.csv", summary_csv(rows))
     best = best_method(results)
-    write_text(PLOTS / "report.html", render(results, stats, study.quant, drawings, best.name if best else None))
+    page = render(results, stats, study.quant, drawings, best.name if best else None, study.methods)
+    write_text(PLOTS / "report.html", page)
     print(results_table(rows), end="")
     print(f"report: {PLOTS / 'report.html'}")
 

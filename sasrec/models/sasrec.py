@@ -83,7 +83,7 @@ class SASRec(nn.Module):
         self.embedding_tap = Tap("activation", params.hidden)
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.blocks))
         self.final_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.final_norm else None
-        self.final_tap = Tap("activation", params.hidden)
+        self.final_tap = Tap("activation", params.hidden, scoring=True)
         self.output_table = None if params.tied else Table(items + 1, params.hidden, padding=True, scoring=True)
         # Linear and Table start with small normal numbers of their own.
         if params.init == "xavier":

@@ -23,7 +23,7 @@ class Place:
 
     signed: whether it can be negative. features: elements that share one statistic per row or token (the fan-in of a
     weight, the width of a table or of an activation). rows: output channels of a weight, entries of a table, 0 for an
-    activation. scoring: a table that items are scored against.
+    activation. scoring: a table that items are scored against, or the states that are scored.
     """
 
     name: str

@@ -3,20 +3,23 @@
 Each weight goes up or down, whichever makes the layer's output nearest to the full-precision layer's, instead of the
 weight itself. Steps come first, by least squared error, and stay. Activations and look-up tables are as in `ptq`: for a
 look-up, where the output is the row itself, nearest rounding is the best there is; a table that items are scored against
-is a layer whose inputs are the final states and whose outputs are the logits.
+is a layer whose inputs are the final states and whose outputs are the logits. With `after: lsq` (or ste) the model is first
+trained with that method, and AdaRound is the last step: it rounds the trained weights on the learned steps.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sasrec.config import within
 from sasrec.guardian import stop_if_orphaned
-from sasrec.models.taps import Linear, Place, Table
-from sasrec.quant.attach import recording
+from sasrec.models.taps import Linear, Place, Table, taps
+from sasrec.quant.attach import quantizers, recording
+from sasrec.quant.frozen import tensors
+from sasrec.quant.layers import STATES, inputs_of, is_looked_up
 from sasrec.quant.quantizer import FixedScale, Quantizer
 
 TRAINS = False
@@ -30,8 +33,6 @@ BETA_START, BETA_END, WARM_START = 20.0, 2.0, 0.2
 NEAREST_COST = 1e-3
 # Layers whose output goes through a ReLU before anything else sees it.
 RECTIFIED = "feed_forward.inner"
-# The name of the final states, which are the inputs of the scoring table.
-STATES = "states"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Options:
     positions: int = 256  # real tokens per iteration
     samples: int = 8192  # real tokens in all
     regularizer: float = 0.01  # lambda of equation 21
+    # A method that trains first, with its default options and those in after_options; AdaRound then takes over its steps.
+    after: Literal["ste", "lsq"] | None = None
+    after_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         within("iterations", self.iterations, 1)
@@ -75,6 +79,21 @@ class AdaRound(FixedScale):
 
     def codes(self, values: Tensor) -> Tensor:
         return self.chosen.clone()
+
+
+@torch.no_grad()
+def take_over(model: nn.Module) -> None:
+    """Put an `AdaRound` with the same steps in the place of every trained quantizer whose rounding can be learned."""
+    weights = tensors(model)
+    for name, quantizer in quantizers(model).items():
+        place = quantizer.place
+        if quantizer.bits == 1 or place.kind == "activation" or (place.kind == "table" and not place.scoring):
+            continue
+        grid = quantizer.grid(weights[name])
+        own = AdaRound(place, quantizer.bits, quantizer.per_row).to(grid.scale.device)
+        own.scale.copy_(grid.scale)
+        own.chosen.copy_(own.grid().encode(weights[name]))
+        taps(model)[name].quantizer = own
 
 
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
@@ -156,29 +175,6 @@ def learn_rounding(
     return rectified_sigmoid(v.detach())
 
 
-def inputs_of(model: nn.Module, names: list[str], histories: list[Tensor]) -> dict[str, Tensor]:
-    """What goes into the linear layers of those names, at real tokens: (n, features) each, in the order in which they run,
-    and last, as STATES, what goes into the scoring table."""
-    found: dict[str, list[Tensor]] = {}
-    mask = torch.empty(0)
-
-    def keep(name: str, x: Tensor) -> None:
-        found.setdefault(name, []).append((x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)).detach())
-
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, arguments, name=name: keep(name, arguments[0]))
-        for name in names
-    ]
-    try:
-        for batch in histories:
-            mask = batch != 0
-            keep(STATES, model.encode(batch))  # type: ignore[operator]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
 def enough(histories: list[Tensor], samples: int) -> list[Tensor]:
     """The first histories that hold `samples` real tokens, of each batch the same share."""
     tokens = sum(int((batch != 0).sum()) for batch in histories)
@@ -229,15 +225,3 @@ def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, see
         )
         quantizer.choose(weight, h >= 0.5)
     model.train(mode)
-
-
-@torch.no_grad()
-def is_looked_up(model: nn.Module, table: Table, histories: Tensor) -> bool:
-    """Whether the encoder uses the table for its inputs."""
-    uses: list[None] = []
-    hook = table.weight_tap.register_forward_hook(lambda *_: uses.append(None))
-    try:
-        model.encode(histories)  # type: ignore[operator]
-    finally:
-        hook.remove()
-    return bool(uses)

@@ -38,12 +38,16 @@ def magnitudes(bits: int) -> list[int]:
     return sorted(sum(choice) for choice in itertools.product(*terms))
 
 
-def levels(bits: int, signed: bool) -> list[int]:
-    """Signed: b - 1 bits of magnitude and a sign, 2^b - 1 levels. (8 bits, and so 7 of magnitude, is our extension.)"""
+def levels(bits: int, signed: bool, spare: bool = False) -> list[int]:
+    """Signed: b - 1 bits of magnitude and a sign, 2^b - 1 levels. (8 bits, and so 7 of magnitude, is our extension.)
+
+    spare: the code that is left over stands for -2 alpha, the next power of two. So for signed activations, which the paper
+    does not know: at 2 bits -alpha, 0 and alpha alone lose half of the quality, whatever is learned.
+    """
     if not signed:
         return magnitudes(bits)
     positive = magnitudes(bits - 1)[1:]
-    return [-level for level in reversed(positive)] + [0, *positive]
+    return [-2 * positive[-1]] * spare + [-level for level in reversed(positive)] + [0, *positive]
 
 
 def project(v: Tensor, table: Tensor | None, low: int, high: int) -> Tensor:
@@ -51,10 +55,19 @@ def project(v: Tensor, table: Tensor | None, low: int, high: int) -> Tensor:
     return v.round().clamp_(low, high) if table is None else nearest(v, table, low)
 
 
+def project_by_chance(v: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+    """The level above or below each v, with the probabilities that make v the mean; v between the ends, or one of them.
+    levels: (n,) ascending. noise: uniform in 0..1, of v's shape."""
+    above = torch.bucketize(v, levels, right=True).clamp_(1, len(levels) - 1)
+    low, high = levels[above - 1], levels[above]
+    return torch.where(v - low > noise * (high - low), high, low)
+
+
 class ReparameterizedClip(torch.autograd.Function):
     """x -> alpha P(clip(x / alpha, -1, 1)) on normalised x, section 2.3; P is the nearest level.
 
-    scale: alpha sigma / high, what one unit of the levels is worth in x; shift: mu, or None for 0.
+    scale: alpha sigma / high, what one unit of the levels is worth in x; shift: mu, or None for 0. by_chance: (levels,
+    noise) where the projection is stochastic.
     """
 
     @staticmethod
@@ -67,10 +80,12 @@ class ReparameterizedClip(torch.autograd.Function):
         table: Tensor | None,
         low: int,
         high: int,
+        by_chance: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         scale = alpha / high * sigma
         scaled = x / scale if shift is None else (x - shift) / scale
-        quantized = project(scaled, table, low, high).mul_(scale)
+        projected = project(scaled, table, low, high) if by_chance is None else project_by_chance(scaled, *by_chance)
+        quantized = projected.mul_(scale)
         ctx.save_for_backward(scaled, quantized, alpha, sigma, shift)
         ctx.low, ctx.high = low, high
         return quantized if shift is None else quantized.add_(shift)  # the same tensor, saved above
@@ -85,7 +100,7 @@ class ReparameterizedClip(torch.autograd.Function):
         to_x = inside(gradient, scaled, ctx.low * (1 + 1e-6), ctx.high * (1 + 1e-6))
         # d/dalpha: sign(x) beyond the clip, where q is that end; q - x / alpha inside.
         to_alpha = inner(gradient, centred, alpha) / alpha - inner(to_x, scaled, alpha) / ctx.high * sigma
-        return to_x, to_alpha, None, None, None, None, None
+        return to_x, to_alpha, None, None, None, None, None, None
 
 
 class APoT(Quantizer):
@@ -102,7 +117,7 @@ class APoT(Quantizer):
 
     def __init__(self, place: Place, bits: int, per_row: bool, options: Options) -> None:
         super().__init__(place, bits, per_row)
-        own = levels(bits, place.signed)
+        own = levels(bits, place.signed, spare=place.kind == "activation")
         self.low, self.high = own[0], own[-1]
         self.register_buffer("levels", torch.tensor(own, dtype=torch.float32), persistent=False)
         table = None if is_uniform(self.levels) else self.levels[nearest_table(self.levels)]
@@ -140,7 +155,9 @@ class APoT(Quantizer):
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         mean, sigma = self._moments(x)
         alpha = self.of_rows(self.log_alpha.exp(), rows)
-        quantized = ReparameterizedClip.apply(x.float(), alpha, sigma, mean, self.table, self.low, self.high)
+        noise = self.noise(x)
+        by_chance = None if noise is None else (self.levels, noise)
+        quantized = ReparameterizedClip.apply(x.float(), alpha, sigma, mean, self.table, self.low, self.high, by_chance)
         return quantized.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:

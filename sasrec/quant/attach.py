@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,10 @@ from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 from sasrec.training import Extras
 
 FULL_PRECISION = 32
+# Bits of the first and the last layer under `quant.preset: paper`.
+EDGE_BITS = 8
+# What `quant.preset: source` quantizes: the outputs of the embedding, of each block, and of the last norm.
+SOURCE_PLACES = ("embedding", "blocks.*.output", "final")
 # Values of an activation kept of each calibration batch; more do not change a scale visibly, and the search for the least
 # squared error costs 50 passes.
 BATCH_SAMPLE = 25_000
@@ -38,25 +43,35 @@ def load_method(name: str, options: Any) -> tuple[Any, Any]:
 
 
 def width(place: Place, params: QuantParams) -> int:
-    """Bits of the tensor at `place`: its override, else the width of its kind, else `quant.bits`."""
+    """Bits of the tensor at `place`: its override, else what `quant.preset` says of it, else the width of its kind, else
+    `quant.bits`.
+
+    paper: the first and the last layer keep 8 bits, as quantization papers have it: the tables, which are both, and what
+    enters the scoring. source: only the three activations that the study this one redoes quantized.
+    """
     if place.name in params.overrides:
         return params.overrides[place.name]
     own = {"weight": params.weight_bits, "activation": params.activation_bits, "table": params.embedding_bits}
-    return params.bits if own[place.kind] is None else int(own[place.kind] or 0)
+    bits = params.bits if own[place.kind] is None else int(own[place.kind] or 0)
+    if params.preset == "paper" and (place.kind == "table" or place.scoring):
+        return params.embedding_bits or EDGE_BITS if place.kind == "table" else max(EDGE_BITS, bits)
+    if params.preset == "source":
+        return bits if any(fnmatchcase(place.name, pattern) for pattern in SOURCE_PLACES) else FULL_PRECISION
+    return bits
 
 
-def attach(model: nn.Module, params: QuantParams, method: Any, options: Any) -> None:
-    """Put a quantizer of `method` on every tap of `model`; weights and tables are initialized, activations are not yet.
+def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> dict[str, Quantizer]:
+    """A quantizer of `method` for every tap of `model` that gets one, by the tap's name; none is initialized or in place.
 
     Raises UserError for an override of a tensor that the model does not have, or an activation below 2 bits.
     """
     all_taps = taps(model)
     if not getattr(method, "QUANTIZES", True):
-        return
+        return {}
     for name in params.overrides:
         if name not in all_taps:
             raise unknown("tensor in quant.overrides", name, all_taps)
-    weights = tensors(model)
+    built = {}
     for name, tap in all_taps.items():
         place = tap.place(name)
         bits = width(place, params)
@@ -64,17 +79,32 @@ def attach(model: nn.Module, params: QuantParams, method: Any, options: Any) -> 
             continue
         if place.kind == "activation" and bits < 2:
             raise UserError(f"params.yaml: quant.overrides.{name}: an activation takes 2 to 8 bits, not {bits}")
-        per_row = place.kind == "weight" or (place.kind == "table" and params.table == "per_row")
+        rows = {"weight": params.weights, "table": params.table, "activation": "per_tensor"}[place.kind]
+        per_row = rows == "per_row"
         if bits == 1:
             quantizer: Quantizer | None = BinaryQuantizer(place, bits, per_row)
         else:
             quantizer = method.build(place, bits, per_row, options)
         if quantizer is None:
             continue
-        quantizer.to(next(model.parameters()).device)
-        if name in weights:
-            quantizer.initialize(weights[name].detach())
-        tap.quantizer = quantizer
+        quantizer.stochastic = place.kind == "table" and params.table_rounding == "stochastic"
+        built[name] = quantizer.to(next(model.parameters()).device)
+    return built
+
+
+def place(model: nn.Module, built: dict[str, Quantizer]) -> None:
+    """Put those quantizers on the model's taps, and nothing on the others; weights and tables are initialized from what
+    they are now, activations are not yet."""
+    weights = tensors(model)
+    for name, tap in taps(model).items():
+        tap.quantizer = built.get(name)
+        if name in built and name in weights:
+            built[name].initialize(weights[name].detach())
+
+
+def attach(model: nn.Module, params: QuantParams, method: Any, options: Any) -> None:
+    """`build` and `place`."""
+    place(model, build(model, params, method, options))
 
 
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
@@ -135,21 +165,22 @@ def calibrate(model: nn.Module, histories: Iterable[Tensor]) -> None:
 
 def own_training(model: nn.Module, options: Any, seed: int) -> Extras:
     """What the quantizers in place add to a training run."""
-    found, weights = quantizers(model), tensors(model)
 
     def penalty() -> Tensor | None:
-        terms = [term for quantizer in found.values() if (term := quantizer.penalty()) is not None]
+        terms = [term for quantizer in quantizers(model).values() if (term := quantizer.penalty()) is not None]
         return torch.stack(terms).sum() if terms else None
 
     def on_epoch(epoch: int, epochs: int) -> None:
-        for quantizer in found.values():
+        for quantizer in quantizers(model).values():
             quantizer.start_epoch(epoch, epochs, seed)
 
     def refresh() -> None:
-        for name in found.keys() & weights.keys():
-            found[name].refresh(weights[name].detach())
+        weights = tensors(model)
+        for name, quantizer in quantizers(model).items():
+            if name in weights:
+                quantizer.refresh(weights[name].detach())
 
-    own = [parameter for quantizer in found.values() for parameter in quantizer.parameters()]
+    own = [parameter for quantizer in quantizers(model).values() for parameter in quantizer.parameters()]
     return Extras(own, getattr(options, "lr", 0.0), penalty, on_epoch, refresh)
 
 

@@ -1,9 +1,8 @@
 """DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160): weights through tanh (`tanh_weight.py`), activations clipped to a fixed
 range, and, if asked for, gradients quantized with stochastic noise. Nothing is learned but the weights."""
 
-import zlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +10,15 @@ from torch import Tensor
 from sasrec.config import within
 from sasrec.models.taps import Place
 from sasrec.quant.quantizer import FixedScale, Quantizer
-from sasrec.quant.tanh_weight import TanhWeight
+from sasrec.quant.tanh_weight import TanhWeight, WeightGrid
 
 TRAINS = True
 
 
 @dataclass(frozen=True)
 class Options:
-    grid: Literal["zero", "paper"] = "zero"  # of the weights: 2^b - 1 levels with 0 among them, or the paper's 2^b without
+    # Of the weights: the paper's 2^b levels without 0, or 2^b - 1 with 0 among them; auto: the paper's at 2 and 3 bits.
+    grid: WeightGrid = "auto"
     gradient_bits: int | None = None  # of the gradients of activations; null: not quantized
 
     def __post_init__(self) -> None:
@@ -60,27 +60,26 @@ class QuantizedGradient(torch.autograd.Function):
 class BoundedActivation(FixedScale):
     """Rounding within a clip that calibration fixed (the paper clips to 0..1; these activations are not in that range).
 
-    Signed tensors are clipped on both sides. The noise of the gradients comes from a generator of its own, so that a
-    control run without it sees the same negatives and dropout; it is seeded anew each epoch, so that a run can resume.
+    Signed tensors are clipped on both sides and have 2^b levels as unsigned ones do, -2^(b-1) the lowest: with the three
+    that are symmetric at 2 bits, training recovers nothing. The noise of the gradients comes from a generator of its own,
+    so that a control run without it sees the same negatives and dropout; it is seeded anew each epoch, so that a run can
+    resume.
     """
 
     def __init__(self, place: Place, bits: int, gradient_bits: int | None) -> None:
-        super().__init__(place, bits, per_row=False, symmetric=True)
+        super().__init__(place, bits, per_row=False)
         self.gradient_bits = gradient_bits
-        self.generator: torch.Generator | None = None
 
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
         if self.gradient_bits is not None:
-            own = zlib.crc32(f"{seed} {epoch} {self.place.name}".encode())
-            self.generator = torch.Generator(self.scale.device).manual_seed(own)
+            self.seed_generator(seed, epoch)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         quantized = super().forward(x, rows, mask)
         if self.gradient_bits is None or not self.training or not torch.is_grad_enabled():
             return quantized
-        if self.generator is None:
-            self.start_epoch(0, 1, 0)
-        return QuantizedGradient.apply(quantized, mask, self.gradient_bits, self.generator)
+        generator = self.generator or self.seed_generator(0, 0)
+        return QuantizedGradient.apply(quantized, mask, self.gradient_bits, generator)
 
 
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:

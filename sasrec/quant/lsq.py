@@ -1,6 +1,8 @@
-"""LSQ: learned step size quantization (Esser et al., ICLR 2020, arXiv 1902.08153)."""
+"""LSQ: learned step size quantization (Esser et al., ICLR 2020, arXiv 1902.08153), and LSQ+ (Bhalgat et al., CVPR
+Workshops 2020, arXiv 2004.09576), which learns an offset besides."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from sasrec.config import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
-from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, inside, mse_scale
+from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, inside, least_squares, mse_scale
 
 TRAINS = True
 
@@ -21,6 +23,8 @@ class Options:
     # times the best at 2 to 4 bits and spans 18 standard deviations at 8; for attention weights, whose mean is one over
     # the length, it clips nearly everything. The paper trains for 90 epochs, which mends that; a few epochs do not.
     start: Literal["mse", "paper"] = "mse"
+    # LSQ+: signed activations learn an offset; weights start by its own rule where start is `paper`.
+    offset: bool = False
 
     def __post_init__(self) -> None:
         within("lr", self.lr, 0)
@@ -48,14 +52,84 @@ class LearnedStep(torch.autograd.Function):
         return to_v, to_step * ctx.gradient_scale, None, None, None
 
 
+class LearnedOffset(torch.autograd.Function):
+    """v -> round(clip((v - beta) / s, -Qn, Qp)) s + beta, with the gradients of LSQ+, section 3.1.
+
+    beta is a whole number `zero` of steps, so that 0 stays a level and the model ships as integers with a zero point; its
+    gradient is passed straight through that rounding.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, v: Tensor, step: Tensor, beta: Tensor, zero: int, low: int, high: int, gradient_scale: float
+    ) -> Tensor:
+        scaled = v / step
+        quantized = scaled.round().clamp_(low + zero, high + zero).mul_(step)
+        ctx.save_for_backward(scaled, quantized, step)
+        ctx.low, ctx.high, ctx.zero, ctx.gradient_scale = low + zero, high + zero, zero, gradient_scale
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        scaled, quantized, step = ctx.saved_tensors
+        to_v = inside(gradient, scaled, ctx.low, ctx.high)
+        # d/dbeta: 0 inside, 1 at the ends of the grid and beyond.
+        to_beta = (gradient - to_v).sum()
+        # d/ds: round((v - beta)/s) - (v - beta)/s inside, where beta drops out; -Qn or Qp at the ends and beyond, which
+        # is quantized / s less the zero point.
+        to_step = inner(gradient, quantized, step) / step - inner(to_v, scaled, step) - ctx.zero * to_beta
+        return to_v, to_step * ctx.gradient_scale, to_beta * ctx.gradient_scale, None, None, None, None
+
+
+def offset_start(values: Tensor, low: int, high: int, candidates: int = 16) -> tuple[Tensor, Tensor]:
+    """Step and zero point with the least squared error among those tried, () each (as LSQ+, section 3.2).
+
+    Every pair of shrunken lower and upper ends of the values' range gives a zero point; for the best of them, and for the
+    plain grid, the step is then searched alone.
+    """
+    x = values.detach().float().flatten()
+    some = x[:: max(1, len(x) // 20_000)]
+    shares = torch.linspace(0.1, 1, candidates).tolist()
+    ends = [(float(x.min()) * a, float(x.max()) * b) for a in shares for b in shares]
+
+    def zero_of(bottom: float, top: float) -> int:
+        step = max((top - bottom) / (high - low), SMALLEST_SCALE)
+        return max(-high, min(-low, round(bottom / step) - low))
+
+    def error(bottom: float, top: float) -> float:
+        step, zero = max((top - bottom) / (high - low), SMALLEST_SCALE), zero_of(bottom, top)
+        return float(((some / step).round_().clamp_(low + zero, high + zero).mul_(step) - some).square_().sum())
+
+    found = []
+    for zero in {0, zero_of(*min(ends, key=lambda pair: error(*pair)))}:
+        bottom, top = low + zero, high + zero
+        widest = max(float(x.max()) / top if top else 0.0, float(x.min()) / bottom if bottom else 0.0, SMALLEST_SCALE)
+        step = least_squares(x[None], x.new_full((1, 1), widest), partial(round_within, low=bottom, high=top)).reshape(())
+        loss = float(((x / step).round().clamp_(bottom, top) * step - x).square_().sum())
+        found.append((loss, abs(zero), step, x.new_tensor(float(zero))))
+    return min(found, key=lambda each: each[:2])[2:]
+
+
+def round_within(v: Tensor, low: int, high: int) -> Tensor:
+    """v rounded to a whole number within low..high, in place."""
+    return v.round_().clamp_(low, high)
+
+
 class LSQ(Quantizer):
     """The logarithm of the step is trained, so that the learning rate is relative to the step: steps differ by orders of
     magnitude between tensors and widths, and a rate that suits one destroys another."""
 
+    unit: Tensor | None
+
     def __init__(self, place: Place, bits: int, per_row: bool, options: Options) -> None:
         super().__init__(place, bits, per_row)
-        self.start = options.start
+        self.options = options
         self.log_step = nn.Parameter(torch.zeros(self.scale_shape))
+        # beta in units of the step it started with, so that the rate of both is relative to that step.
+        offset = options.offset and place.kind == "activation" and place.signed
+        self.offset = nn.Parameter(torch.zeros(())) if offset else None
+        self.register_buffer("unit", torch.ones(()) if offset else None)
         # Section 2.2: g = 1 / sqrt(N Qp). For activations N is the features of one token, not of the batch, so that the
         # gradient does not depend on the batch size.
         shared = place.features if self.per_row or place.kind == "activation" else place.features * place.rows
@@ -63,19 +137,40 @@ class LSQ(Quantizer):
 
     @torch.no_grad()
     def initialize(self, values: Tensor) -> None:
-        if self.start == "paper":
+        if self.offset is not None and self.unit is not None:
+            step, zero = offset_start(values, self.low, self.high)
+            self.unit.copy_(step)
+            self.offset.copy_(zero)
+        elif self.options.start == "paper" and self.options.offset and self.place.kind != "activation":
+            # LSQ+, section 3.2: so wide that 3 standard deviations are not clipped.
+            deviation, mean = torch.std_mean(by_row(values, self.per_row), 1, correction=0)
+            step = (mean.abs() + 3 * deviation) / -self.low
+        elif self.options.start == "paper":
             step = 2 * by_row(values, self.per_row).abs().mean(1) / self.high**0.5
         else:
             step = mse_scale(values, self.low, self.high, self.per_row)
         self.log_step.copy_(step.clamp_min(SMALLEST_SCALE).log().reshape(self.scale_shape))
 
+    def _zero_point(self) -> int:
+        """The offset in whole steps, within the grid, so that 0 is one of its levels."""
+        if self.offset is None or self.unit is None:
+            return 0
+        steps = float(self.offset.detach() * self.unit / self.log_step.detach().exp())
+        return max(-self.high, min(-self.low, round(steps)))
+
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         step = self.of_rows(self.log_step.exp(), rows)
-        quantized = LearnedStep.apply(x.float(), step, self.low, self.high, self.gradient_scale)
+        if self.offset is None or self.unit is None:
+            values = self.dithered(x.float(), step)
+            quantized = LearnedStep.apply(values, step, self.low, self.high, self.gradient_scale)
+        else:
+            beta, zero = self.offset * self.unit, self._zero_point()
+            quantized = LearnedOffset.apply(x.float(), step, beta, zero, self.low, self.high, self.gradient_scale)
         return quantized.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
-        return Grid.uniform(self.bits, self.low, self.high, self.log_step.detach().exp())
+        zero = self._zero_point()
+        return Grid.uniform(self.bits, self.low + zero, self.high + zero, self.log_step.detach().exp())
 
 
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:

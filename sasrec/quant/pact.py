@@ -33,7 +33,7 @@ class Options:
 
 
 class LearnedClip(torch.autograd.Function):
-    """x -> round(clip(x, -alpha or 0, alpha) high / alpha) alpha / high, equations 1 and 2."""
+    """x -> round(clip(x, alpha low / high, alpha) high / alpha) alpha / high, equations 1 and 2; low is 0 in the paper."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
@@ -51,18 +51,20 @@ class LearnedClip(torch.autograd.Function):
         # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends (which a quotient of two floats may miss by
         # its rounding) and beyond.
         to_x = inside(gradient, scaled, ctx.low * (1 - 1e-6), ctx.high * (1 - 1e-6))
-        # Equation 3. d/dalpha: 0 inside, without LSQ's residual of the rounding; 1 at alpha and beyond, -1 at -alpha and
-        # beyond, 0 at and under the fixed end 0: which is quantized / alpha at each of them.
+        # Equation 3. d/dalpha: 0 inside, without LSQ's residual of the rounding; 1 at alpha and beyond, low / high at the
+        # other end and beyond (0 for the fixed end 0): which is quantized / alpha at each of them.
         to_alpha = inner(gradient - to_x, quantized, alpha) / alpha
         return to_x, to_alpha, None, None
 
 
 class PACT(Quantizer):
-    """The clip alpha of one activation: [0, alpha] after ReLU or softmax, [-alpha, alpha] for a signed tensor (our
-    extension: the paper knows ReLU only). The logarithm of alpha is trained, so that the rate is relative to it."""
+    """The clip alpha of one activation: [0, alpha] after ReLU or softmax. For a signed tensor, which the paper does not
+    know, it is two-sided, and like an unsigned one it has 2^b levels: one more under 0 than over it, so that the lower end
+    is -alpha 2^(b-1) / (2^(b-1) - 1), nearly -alpha but at few bits. (At 2 bits the symmetric three levels lose half of the
+    quality, whatever is learned.) The logarithm of alpha is trained, so that the rate is relative to it."""
 
     def __init__(self, place: Place, bits: int, options: Options) -> None:
-        super().__init__(place, bits, per_row=False, symmetric=True)
+        super().__init__(place, bits, per_row=False)
         self.decay = options.decay
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
@@ -121,7 +123,8 @@ class SawbWeight(Quantizer):
         return clip.clamp_min(SMALLEST_SCALE) / self.high
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return RoundThrough.apply(x.float(), self._scale(x), self.low, self.high).to(x.dtype)
+        scale = self._scale(x)
+        return RoundThrough.apply(self.dithered(x.float(), scale), scale, self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None

@@ -1,16 +1,9 @@
 """What every quantizer shares: its place, its integer range, rounding with its gradient, and scales from data.
 
-The conventions, one line a method (b bits; the tests hold the whole table):
-
-| method             | signed levels                      | unsigned levels           | zero among them           |
-|--------------------|------------------------------------|---------------------------|---------------------------|
-| ptq ste lsq adaround | -2^(b-1) .. 2^(b-1) - 1          | 0 .. 2^b - 1              | yes                       |
-| pact dorefa        | -(2^(b-1) - 1) .. 2^(b-1) - 1      | 0 .. 2^b - 1              | yes                       |
-| dorefa grid: paper | weights: 2^b from -m to m          |                           | no                        |
-| apot               | +- 2^(b-1) sums of powers of two   | 2^b sums of powers of two | yes, but for weights (mu) |
-| any, 1 bit         | -1, 1                              |                           | no                        |
+Which levels each method has at each width is one table, in `conventions.py`.
 """
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,6 +44,10 @@ class Quantizer(nn.Module):
         self.place, self.bits = place, bits
         self.per_row = per_row and place.kind != "activation"
         self.low, self.high = integer_range(bits, place.signed, symmetric)
+        # Rounds up or down by chance while it trains (`quant.table_rounding`), from a generator of its own, so that a
+        # control run without it sees the same negatives and dropout.
+        self.stochastic = False
+        self.generator: torch.Generator | None = None
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
@@ -83,7 +80,28 @@ class Quantizer(nn.Module):
         return None
 
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
-        """Called before each epoch (from 0): freeze statistics, seed a generator of its own."""
+        """Called before each epoch (from 0): freeze statistics, seed the generator anew, so that a run can resume."""
+        if self.stochastic:
+            self.seed_generator(seed, epoch)
+
+    def seed_generator(self, seed: int, epoch: int) -> torch.Generator:
+        own = zlib.crc32(f"{seed} {epoch} {self.place.name}".encode())
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        self.generator = torch.Generator(device).manual_seed(own)
+        return self.generator
+
+    def noise(self, x: Tensor) -> Tensor | None:
+        """Uniform numbers in 0..1 of x's shape where rounding is stochastic now, else None."""
+        if not self.stochastic or not self.training:
+            return None
+        generator = self.generator or self.seed_generator(0, 0)
+        return torch.rand(x.shape, generator=generator, device=x.device)
+
+    def dithered(self, x: Tensor, step: Tensor) -> Tensor:
+        """x, or where rounding is stochastic x + (u - 1/2) step: what is nearest to that is the level above x with a
+        probability of x's distance from the level below, in steps, so that the mean of many roundings is x."""
+        noise = self.noise(x)
+        return x if noise is None else x + (noise - 0.5) * step
 
     @staticmethod
     def of_rows(parameter: Tensor, rows: Tensor | None) -> Tensor:
@@ -224,24 +242,24 @@ class FixedScale(Quantizer):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         scale = self.of_rows(self.scale, rows)
-        return RoundThrough.apply(x.float(), scale, self.low, self.high).to(x.dtype)
+        return RoundThrough.apply(self.dithered(x.float(), scale), scale, self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         return Grid.uniform(self.bits, self.low, self.high, self.scale)
 
 
 class Sign(torch.autograd.Function):
-    """w -> sign(w) scale; the gradient passes where |w| <= 1."""
+    """w -> sign(w) scale, or sign(chosen) scale; the gradient passes where |w| <= 1."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, w: Tensor, scale: Tensor, chosen: Tensor | None) -> Tensor:
         ctx.save_for_backward(w)
-        return torch.where(w >= 0, scale, -scale)
+        return torch.where((w if chosen is None else chosen) >= 0, scale, -scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (w,) = ctx.saved_tensors
-        return gradients[0] * (w.abs() <= 1), None
+        return gradients[0] * (w.abs() <= 1), None, None
 
 
 class BinaryQuantizer(Quantizer):
@@ -267,7 +285,11 @@ class BinaryQuantizer(Quantizer):
         return (row_sum(x.detach().float().abs()) / x.shape[-1]).clamp_min(SMALLEST_SCALE)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return Sign.apply(x.float(), self._scale(x)).to(x.dtype)
+        scale = self._scale(x)
+        noise = self.noise(x)
+        # + with probability (1 + w / scale) / 2 where rounding is stochastic: the two levels are 2 scale apart.
+        chosen = None if noise is None else x + (2 * noise - 1) * scale
+        return Sign.apply(x.float(), scale, chosen).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None

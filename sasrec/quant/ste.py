@@ -57,6 +57,7 @@ class STE(Quantizer):
             self.share.copy_(mse_scale(values, self.low, self.high, self.per_row) / widest)
 
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
+        super().start_epoch(epoch, epochs, seed)
         self.observing = epoch < self.options.freeze_after * epochs
 
     def refresh(self, values: Tensor) -> None:
@@ -86,7 +87,7 @@ class STE(Quantizer):
         if self.training and self.observing and self.place.kind == "activation":
             self._observe(values.detach(), mask)
         scale = self._scale(values.detach(), rows)
-        return RoundThrough.apply(values, scale, self.low, self.high).to(x.dtype)
+        return RoundThrough.apply(self.dithered(values, scale), scale, self.low, self.high).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         scale = self._scale(torch.zeros(()) if values is None else values.detach().float(), None)

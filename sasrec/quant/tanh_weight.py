@@ -6,26 +6,40 @@ import torch
 from torch import Tensor
 
 from sasrec.models.taps import Place
+from sasrec.quant.conventions import PAPER_BELOW
 from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer
 
+WeightGrid = Literal["auto", "paper", "zero"]
+
 
 class TanhRound(torch.autograd.Function):
-    """W -> the nearest of scale * {low, ..., high} + shift to tanh W. The gradient is that of tanh alone: the rounding is
-    passed straight through, and the largest |tanh W| in scale and shift is a constant."""
+    """W -> the nearest of scale * {low, ..., high} to tanh W, or, with half, of scale * {low + 1/2, ..., high + 1/2}. The
+    gradient is that of tanh alone: the rounding is passed straight through, and the largest |tanh W| in scale is a
+    constant."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, shift: Tensor | None, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, noise: Tensor | None, scale: Tensor, half: bool, low: int, high: int) -> Tensor:
         bounded = weight.tanh()
         ctx.save_for_backward(bounded)
-        scaled = bounded / scale if shift is None else (bounded - shift) / scale
-        rounded = scaled.round_().clamp_(low, high).mul_(scale)
-        return rounded if shift is None else rounded.add_(shift)
+        rounded = level_numbers(bounded, noise, scale, half, low, high)
+        # Twice the level and half the scale, as the grid has it, are whole numbers: the same bits.
+        return rounded.mul_(2).add_(1).mul_(scale / 2) if half else rounded.mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (bounded,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradients[0], bounded), None, None, None, None  # g (1 - tanh^2 W)
+        return torch.ops.aten.tanh_backward(gradients[0], bounded), None, None, None, None, None  # g (1 - tanh^2 W)
+
+
+def level_numbers(bounded: Tensor, noise: Tensor | None, scale: Tensor, half: bool, low: int, high: int) -> Tensor:
+    """low..high of bounded's shape: which level each is rounded to; with noise, uniform in 0..1, up or down by chance."""
+    scaled = bounded / scale
+    if half:
+        scaled.sub_(0.5)
+    if noise is not None:
+        scaled.add_(noise).sub_(0.5)
+    return scaled.round_().clamp_(low, high)
 
 
 class TanhWeight(Quantizer):
@@ -33,16 +47,17 @@ class TanhWeight(Quantizer):
 
     The paper leaves the factor m out, because batch norm follows there; here nothing does, and a trained checkpoint would
     be destroyed. `paper`: q rounds to 2^b levels, none of which is 0. `zero`: to 2^b - 1 levels with 0 in the middle,
-    that is m round(n tanh W / m) / n with n = 2^(b-1) - 1.
+    that is m round(n tanh W / m) / n with n = 2^(b-1) - 1. `auto`: the paper's below 4 bits, where a level less costs most:
+    of three levels from -m to m, the middle one takes nearly every weight of a bell-shaped row.
     """
 
     largest: Tensor | None
 
-    def __init__(self, place: Place, bits: int, per_row: bool, grid: Literal["zero", "paper"] = "zero") -> None:
+    def __init__(self, place: Place, bits: int, per_row: bool, grid: WeightGrid = "auto") -> None:
         super().__init__(place, bits, per_row, symmetric=True)
-        self.has_zero = grid == "zero"
-        if not self.has_zero:
-            self.low, self.high = 0, 2**bits - 1
+        self.centred = grid == "paper" or (grid == "auto" and bits < PAPER_BELOW)
+        if self.centred:
+            self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self.register_buffer("largest", None if self.per_row else torch.ones(()))
 
     def initialize(self, values: Tensor) -> None:
@@ -52,21 +67,26 @@ class TanhWeight(Quantizer):
         if self.largest is not None:
             self.largest.copy_(values.detach().float().abs().max().tanh())
 
-    def _scale_and_shift(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _scale(self, weight: Tensor) -> Tensor:
         """weight: (..., features), or anything where the largest is kept in the buffer. tanh rises, so that the largest
         |tanh W| is the tanh of the largest |W|."""
         largest = weight.detach().float().abs().amax(-1, keepdim=True).tanh() if self.largest is None else self.largest
-        largest = largest.clamp_min(SMALLEST_SCALE)
-        return (largest / self.high, None) if self.has_zero else (2 * largest / self.high, -largest)
+        return largest.clamp_min(SMALLEST_SCALE) / (self.high + 0.5 * self.centred)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        scale, shift = self._scale_and_shift(x)
-        return TanhRound.apply(x.float(), scale, shift, self.low, self.high).to(x.dtype)
+        values = TanhRound.apply(x.float(), self.noise(x), self._scale(x), self.centred, self.low, self.high)
+        return values.to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None
-        scale, shift = self._scale_and_shift(values)
-        return Grid.uniform(self.bits, self.low, self.high, scale, shift)
+        scale = self._scale(values)
+        if not self.centred:
+            return Grid.uniform(self.bits, self.low, self.high, scale)
+        # Odd numbers of half the scale: whole numbers without an offset, as an integer product wants them.
+        levels = torch.arange(2 * self.low + 1, 2 * self.high + 2, 2, dtype=torch.float32, device=scale.device)
+        return Grid(self.bits, levels, (scale / 2).float(), torch.zeros((), device=scale.device))
 
     def codes(self, values: Tensor) -> Tensor:
-        return self.grid(values).encode(values.float().tanh())
+        bounded = values.detach().float().tanh()
+        numbers = level_numbers(bounded, None, self._scale(values), self.centred, self.low, self.high)
+        return numbers.sub_(self.low).to(torch.uint8)

@@ -143,8 +143,8 @@ def _control(results: Results, quant: QuantParams) -> str:
     if quant.init == "scratch":
         what = "The control is trained from scratch by the code that trains the quantized variants, without quantizers"
     sentences = [f"{what}: {change_text(own)} against {quant.model}, {noise} noise."]
-    trained = [variant.name for variant in results.of_kind("method") if variant.name not in UNTRAINED]
-    untrained = [variant.name for variant in results.of_kind("method") if variant.name in UNTRAINED]
+    trained = [variant.name for variant in results.of_kind("method") if variant.reference == "control"]
+    untrained = [variant.name for variant in results.of_kind("method") if variant.reference == quant.model]
     if trained:
         sentences.append(f"{_listed(trained)} are compared with the control.")
     if untrained:

@@ -8,6 +8,7 @@ from string import Template
 from typing import Any
 
 from sasrec.config import QuantParams
+from sasrec.quant.conventions import Kind, convention
 from sasrec.report.findings import MINUS, answer, details, width_text
 from sasrec.report.results import Results, Variant
 from sasrec.report.tables import percent_text
@@ -107,6 +108,7 @@ $curves
 <section>
 <h2>What the numbers mean</h2>
 $card
+$levels
 <p class="note">HR@k: share of users whose held-out item is among the first k. NDCG@k: 1 / log2(rank + 1) where it is,
 else 0. MRR: mean of 1 / rank. The other numbers of every variant are in metrics/ and in plots/summary.csv.</p>
 </section>
@@ -149,8 +151,10 @@ def render(
     quant: QuantParams,
     figures: Mapping[str, bytes],
     chosen: str | None = None,
+    methods: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
-    """The page. stats: data/prepared/stats.json. figures: PNG by name (as in CAPTIONS). chosen: the marked variant."""
+    """The page. stats: data/prepared/stats.json. figures: PNG by name (as in CAPTIONS). chosen: the marked variant. methods:
+    the options of each method."""
     drawings = {name: _figure(name, figures[name], results) for name in CAPTIONS}
     return PAGE.substitute(
         title=f"Quantized sequential recommenders on {escape(str(stats['dataset']))}",
@@ -162,6 +166,7 @@ def render(
         sizes=_sizes(results, quant),
         agreement=_text(results.agreement),
         card=_card(results.variants[-1]),
+        levels=_levels(results, quant, methods or {}),
         **drawings,
     )
 
@@ -279,6 +284,28 @@ def _sizes(results: Results, quant: QuantParams) -> str:
         "mean width."
     )
     return _table("Sizes", caption, header, rows)
+
+
+def _levels(results: Results, quant: QuantParams, methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many values a tensor of each kind may take, method by method."""
+    kinds: dict[Kind, int | None] = {
+        "weight": quant.weight_bits, "table": quant.embedding_bits, "activation": quant.activation_bits,
+    }  # fmt: skip
+    rows = []
+    for variant in results.of_kind("method"):
+        cells = []
+        for kind, own in kinds.items():
+            said = convention(variant.name, own or quant.bits, kind, methods.get(variant.name))
+            cells.append(f"{said.levels}<small>{'0 among them' if said.zero else 'without 0'}</small>")
+        cells_text = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(variant.name)}</th>{cells_text}</tr>')
+    if not rows:
+        return ""
+    caption = (
+        "Values that a tensor may take, per scale, where the width of its kind holds (quant.overrides and quant.preset give "
+        "single tensors other widths)."
+    )
+    return _table("Levels", caption, ("Method", "Weights", "Tables", "Activations"), rows)
 
 
 def _card(variant: Variant) -> str:

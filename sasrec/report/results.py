@@ -5,8 +5,8 @@ user and seed by seed: what is hard for every model, or due to one training run,
 the interval of either number become visible.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,10 +158,17 @@ def _read_list(path: Path) -> list[dict[str, float]]:
         raise UserError(f"{path} is not what evaluate writes; delete it and run `dvc repro`") from None
 
 
-def reference(name: str, kind: Kind, variants: Sequence[str], source: str) -> str | None:
-    """What a variant is compared with: methods that train with the control, which trained for as long in full
-    precision; everything else with `source`, the trained model that is quantized. None where that is not in `variants`."""
-    trained = kind == "method" and name not in UNTRAINED
+def from_control(quant: Mapping[str, Any], options: Mapping[str, Any] | None) -> bool:
+    """Whether even a method that does not train starts from the control, or from as much training. quant: the section quant;
+    options: those of the method."""
+    return quant.get("init") == "control" or quant.get("preset") == "source" or bool((options or {}).get("after"))
+
+
+def reference(name: str, kind: Kind, variants: Sequence[str], source: str, from_control: bool = False) -> str | None:
+    """What a variant is compared with: methods that train, or that start `from_control`, with the control, which trained for
+    as long in full precision; everything else with `source`, the trained model that is quantized. None where that is not in
+    `variants`."""
+    trained = kind == "method" and (name not in UNTRAINED or from_control)
     wanted = "control" if trained and "control" in variants else source
     return wanted if wanted != name and wanted in variants else None
 
@@ -174,7 +181,8 @@ def _load(name: str, kind: Kind, seeds: Sequence[int], study: Study) -> Variant:
     folder = Path("data/evaluated", name)
     ranks = np.stack([_read_ranks(folder / str(seed) / "full.npy") for seed in seeds])  # (seeds, users)
     card = _read(folder / "card.json")
-    wanted = reference(name, kind, study.variants, study.quant.model)
+    later = from_control(asdict(study.quant), study.methods.get(name))
+    wanted = reference(name, kind, study.variants, study.quant.model, later)
     return Variant(name, kind, values, metrics.ndcg(ranks, 10), np.log2(ranks), card, wanted)
 
 

@@ -38,7 +38,8 @@ def quantize(method: str, bits: int, model: dict[str, object], **quant: object) 
     calibrate(made, histories)
     if hasattr(module, "reconstruct"):
         with torch.enable_grad():
-            module.reconstruct(made, histories, type(chosen)(iterations=20), 0)
+            some = type(chosen)(**{"iterations": 20} if method == "adaround" else {"bias_correction": True})
+            module.reconstruct(made, histories, some, 0)
     return from_tensors(*to_tensors(freeze(made.eval())))
 
 

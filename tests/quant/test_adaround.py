@@ -13,17 +13,16 @@ from sasrec.models.taps import Linear, Place, Table
 from sasrec.quant import attach
 from sasrec.quant.adaround import (
     RECTIFIED,
-    STATES,
     AdaRound,
     Options,
     exponent,
-    inputs_of,
     learn_rounding,
     reconstruct,
     rectified_sigmoid,
     regularization,
     starting_point,
 )
+from sasrec.quant.layers import STATES, inputs_of
 from sasrec.quant.quantizer import Quantizer
 
 OPTIONS = Options(iterations=300)

@@ -20,22 +20,46 @@ def quantize_k(r: Tensor, bits: int) -> Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("per_row", [True, False])
 def test_weights_by_the_paper(build: Build, bits: int, per_row: bool) -> None:
+    """2 q(tanh W / (2 max|tanh W|) + 1/2) - 1, times the largest or the factor of least squared error."""
     w = torch.randn(8, 16)
     m = w.tanh().abs().amax(1, keepdim=True) if per_row else w.tanh().abs().max()
-    paper = build("dorefa", bits, "table", values=w, per_row=per_row, grid="paper")
-    torch.testing.assert_close(paper(w), m * (2 * quantize_k(w.tanh() / (2 * m) + 0.5, bits) - 1))
     n = 2 ** (bits - 1) - 1
-    zero = build("dorefa", bits, "table", values=w, per_row=per_row)
-    torch.testing.assert_close(zero(w), m * (n * w.tanh() / m).round() / n)
+    bracket = {
+        "paper": 2 * quantize_k(w.tanh() / (2 * m) + 0.5, bits) - 1,
+        "zero": (n * w.tanh() / m).round() / n,
+    }
+    for grid, levels in bracket.items():
+        quantizer = build("dorefa", bits, "table", values=w, per_row=per_row, grid=grid)
+        torch.testing.assert_close(quantizer(w), m * levels)
+    auto = build("dorefa", bits, "table", values=w, per_row=per_row)
+    torch.testing.assert_close(auto(w), m * bracket["paper" if bits < 4 else "zero"])
+
+
+# tensorpack, examples/DoReFa-Net/dorefa.py, the function fw, on this tensor; by its formula, the numbers rounded to 5 digits.
+FIXED = torch.tensor([[-1.2, -0.7, -0.25, -0.05], [0.1, 0.4, 0.9, 1.5]])
+TENSORPACK = {
+    2: [[-1.0, -1.0, -0.33333, -0.33333], [0.33333, 0.33333, 1.0, 1.0]],
+    3: [[-1.0, -0.71429, -0.14286, -0.14286], [0.14286, 0.42857, 0.71429, 1.0]],
+    4: [[-0.86667, -0.73333, -0.33333, -0.06667], [0.06667, 0.46667, 0.73333, 1.0]],
+}
+
+
+@pytest.mark.parametrize("bits", TENSORPACK)
+def test_levels_agree_with_a_public_implementation(build: Build, bits: int) -> None:
+    paper = build("dorefa", bits, "table", values=FIXED, per_row=False, grid="paper")
+    m = FIXED.tanh().abs().max()
+    torch.testing.assert_close(paper(FIXED) / m, torch.tensor(TENSORPACK[bits]), rtol=0, atol=1e-5)
 
 
 def test_scale_is_a_constant_for_the_gradient(build: Build) -> None:
     """g (1 - tanh^2), the largest weight included, through which the scale would get a gradient of its own."""
     w = torch.randn(8, 16, requires_grad=True)
     g = torch.randn(8, 16)
-    build("dorefa", 4, "weight", values=w)(w).backward(g)
-    assert w.grad is not None
-    torch.testing.assert_close(w.grad, g * (1 - w.detach().tanh() ** 2))
+    for bits in (2, 4):
+        w.grad = None
+        build("dorefa", bits, "weight", values=w)(w).backward(g)
+        assert w.grad is not None
+        torch.testing.assert_close(w.grad, g * (1 - w.detach().tanh() ** 2))
 
 
 def test_a_trained_tensor_survives(build: Build) -> None:
@@ -48,7 +72,7 @@ def test_activations_are_clipped_where_calibration_said(build: Build) -> None:
     dorefa = build("dorefa", 4, values=torch.linspace(-1, 1, 1000))
     clip = float(dorefa.grid().scale) * 7
     assert clip == pytest.approx(1, abs=0.1)
-    assert dorefa(torch.tensor([-50.0, 50.0])).tolist() == pytest.approx([-clip, clip])
+    assert dorefa(torch.tensor([-50.0, 50.0])).tolist() == pytest.approx([-clip * 8 / 7, clip])
     assert not list(dorefa.parameters())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sasrec.quant.lsq import LSQ, LearnedStep
+from sasrec.quant.lsq import LSQ, LearnedOffset, LearnedStep
 from sasrec.quant.quantizer import Quantizer
 
 Build = Callable[..., Quantizer]
@@ -82,3 +82,77 @@ def test_rate_is_relative_to_the_step(build: Build) -> None:
         ((quantizer(values) / size) ** 2).mean().backward()
         optimizer.step()
         assert float(quantizer.grid().scale / before) == pytest.approx(0.99, rel=1e-3)
+
+
+def test_offset_gradient_by_hand() -> None:
+    """LSQ+ on {-2, -1, 0, 1} + zero point 1, s = 0.5, so beta = 0.5 and levels -0.5, 0, 0.5, 1: d/dbeta is 0 inside and 1 at
+    the ends and beyond; d/ds is round((v - beta)/s) - (v - beta)/s inside, -Qn or Qp beyond."""
+    v = torch.tensor([-1.3, -0.5, -0.1, 0.1, 0.6, 1.0, 1.9], requires_grad=True)
+    step, beta = torch.tensor(0.5, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    out = LearnedOffset.apply(v, step, beta, 1, -2, 1, 1.0)
+    assert out.tolist() == [-0.5, -0.5, 0, 0, 0.5, 1, 1]
+    wanted: dict[str, list[float]] = {
+        "step": [-2, -2, -1 + 1.2, -1 + 0.8, 0 - 0.2, 1, 1],
+        "beta": [1, 1, 0, 0, 0, 1, 1],
+        "v": [0, 0, 1, 1, 1, 0, 0],
+    }
+    for i in range(len(v)):
+        gradients = torch.autograd.grad(out[i], (step, beta, v), retain_graph=True)
+        found = [float(gradients[0]), float(gradients[1]), float(gradients[2][i])]
+        assert found == pytest.approx([wanted["step"][i], wanted["beta"][i], wanted["v"][i]], abs=1e-6)
+
+
+# FMS Model Optimizer (foundation-model-stack, Apache-2.0), fms_mo/quant/quantizers.py, on V and weights of 1, 2, ..., 8; its
+# LSQPlus_func with bits 2, s = 0.5, beta = 0.5, and (beta 0) as LSQ on a signed grid.
+V = [-1.7, -1.05, -0.6, -0.2, 0.15, 0.45, 0.85, 1.6]
+FMS: dict[float, tuple[list[float], float, float, list[int]]] = {
+    0.5: ([-0.5, -0.5, -0.5, 0.0, 0.0, 0.5, 1.0, 1.0], -1.2, 14.0, [0, 0, 0, 4, 5, 6, 7, 0]),
+    0.0: ([-1.0, -1.0, -0.5, 0.0, 0.0, 0.5, 0.5, 0.5], 10.3, 18.0, [0, 0, 3, 4, 5, 6, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("offset", FMS)
+def test_agrees_with_a_public_implementation(offset: float) -> None:
+    v, weights = torch.tensor(V, requires_grad=True), torch.arange(1.0, 9.0)
+    step, beta = torch.tensor(0.5, requires_grad=True), torch.tensor(offset, requires_grad=True)
+    out = LearnedOffset.apply(v, step, beta, round(offset / 0.5), -2, 1, 1.0)
+    values, to_step, to_beta, to_v = FMS[offset]
+    torch.testing.assert_close(out.detach(), torch.tensor(values))
+    found = torch.autograd.grad((out * weights).sum(), (step, beta, v))
+    assert [float(found[0]), float(found[1])] == pytest.approx([to_step, to_beta], abs=1e-5)
+    torch.testing.assert_close(found[2], torch.tensor([float(x) for x in to_v]))
+    if not offset:
+        plain = LearnedStep.apply(v, step, -2, 1, 1.0)
+        found = torch.autograd.grad((plain * weights).sum(), (step, v))
+        assert float(found[0]) == pytest.approx(to_step, abs=1e-5)
+
+
+def test_offset_starts_and_moves(build: Build) -> None:
+    """On a lopsided tensor it starts better than a grid about 0, learns, and stays whole steps; weights and unsigned
+    activations have none."""
+    values = torch.rand(4000) * 3 - 0.4
+    plus, plain = build("lsq", 3, values=values, offset=True), build("lsq", 3, values=values)
+    assert isinstance(plus, LSQ) and plus.offset is not None
+    errors = [float((quantizer(values).detach() - values).square().mean()) for quantizer in (plus, plain)]
+    assert errors[0] < 0.3 * errors[1]
+    before = plus.offset.detach().clone()
+    optimizer = torch.optim.Adam(plus.parameters(), lr=0.05)
+    for _ in range(30):
+        loss = (plus(values + 1) - values - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(plus.offset.detach() - before) > 0.5  # towards where the values went
+    grid = plus.grid()
+    assert (grid.levels == grid.levels.round()).all() and not grid.shift.any() and grid.has_zero
+    for kind, signed in (("weight", True), ("activation", False)):
+        x = values.reshape(8, 500) if kind == "weight" else values.clamp_min(0)
+        other = build("lsq", 3, kind, values=x, signed=signed, offset=True)
+        assert isinstance(other, LSQ) and other.offset is None
+
+
+def test_start_of_lsq_plus_weights(build: Build) -> None:
+    values = torch.randn(8, 64) + 0.3
+    scale = build("lsq", 4, "weight", values=values, start="paper", offset=True).grid().scale
+    mean, deviation = values.mean(1, keepdim=True), values.std(1, keepdim=True, correction=0)
+    torch.testing.assert_close(scale, torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs()) / 8)

@@ -33,11 +33,38 @@ def test_alpha_gradient(unsigned: bool) -> None:
     assert steps == pytest.approx([round(step) for step in steps], abs=1e-5)
 
 
+# FMS Model Optimizer (foundation-model-stack, Apache-2.0), fms_mo/quant/quantizers.py, PACT_STE on these values with alpha
+# 1.5 and weights of 1, 2, ..., 7. (At alpha itself, where the paper is silent, it passes the gradient on, and this does not.)
+FMS = {2: [0.0, 0.5, 0.5, 1.0, 1.5, 1.5, 1.5], 4: [0.0, 0.3, 0.6, 0.9, 1.4, 1.5, 1.5]}
+
+
+@pytest.mark.parametrize("bits", FMS)
+def test_agrees_with_a_public_implementation(bits: int) -> None:
+    x = torch.tensor([0.05, 0.3, 0.55, 0.9, 1.4, 1.6, 3.0], requires_grad=True)
+    alpha = torch.tensor(1.5, requires_grad=True)
+    out = LearnedClip.apply(x, alpha, 0, 2**bits - 1)
+    torch.testing.assert_close(out.detach(), torch.tensor(FMS[bits]))
+    to_alpha, to_x = torch.autograd.grad((out * torch.arange(1.0, 8.0)).sum(), (alpha, x))
+    assert float(to_alpha) == pytest.approx(6 + 7)
+    assert to_x.tolist() == [1, 2, 3, 4, 5, 0, 0]
+
+
+def test_a_signed_clip_is_two_sided(build: Build) -> None:
+    """[-alpha 2^(b-1) / (2^(b-1) - 1), alpha], and alpha learns from both ends."""
+    pact = build("pact", 4, values=torch.randn(4000))
+    alpha = float(pact.grid().scale) * 7
+    assert pact(torch.tensor([-50.0, 50.0])).tolist() == pytest.approx([-alpha * 8 / 7, alpha])
+    (parameter,) = pact.parameters()
+    for x, slope in ((-50.0, -8 / 7), (50.0, 1.0)):
+        (gradient,) = torch.autograd.grad(pact(torch.tensor([x])).sum(), parameter)
+        assert float(gradient) == pytest.approx(slope * alpha)  # d/dlog alpha
+
+
 def test_penalty_is_on_alpha_alone(build: Build) -> None:
     values = torch.randn(4000)
     pact = build("pact", 4, values=values, decay=0.25)
     alpha = float(pact.grid().scale) * 7
-    assert alpha == pytest.approx(7 * float(mse_scale(values, -7, 7, False)))
+    assert alpha == pytest.approx(7 * float(mse_scale(values, -8, 7, False)))
     penalty = pact.penalty()
     assert penalty is not None and float(penalty.detach()) == pytest.approx(0.25 * alpha**2)
     penalty.backward()

@@ -60,7 +60,7 @@ def test_the_page_can_be_read_by_everyone(page: str) -> None:
     assert "prefers-color-scheme: dark" in page
     assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
     tags = [tag for tag, _ in elements]
-    assert tags.count("table") == tags.count("caption") == 3
+    assert tags.count("table") == tags.count("caption") == 4
     assert ("html", {"lang": "en"}) in elements
 
 
@@ -158,3 +158,9 @@ def test_labels_are_spread_with_the_least_shift() -> None:
 
 def test_equal_sizes_stand_side_by_side() -> None:
     assert side_by_side(np.array([1.0, 4.0, 1.0]), 0.5).tolist() == [0.75, 4, 1.25]
+
+
+def test_the_page_says_how_many_levels_each_method_has(page: str) -> None:
+    table = page[page.index('aria-label="Levels"') :]
+    rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
+    assert {name: re.findall(r"<td>(\d+)<", cells) for name, cells in rows} == {"ptq": ["16"] * 3, "lsq": ["16"] * 3}

@@ -4,16 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sasrec import metrics
-from sasrec.config import Study
+from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_json, write_text
 from sasrec.report.readme import variants
-from sasrec.report.results import Comparison, load_results, load_stats
+from sasrec.report.results import Comparison, from_control, load_results, load_stats, reference
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.show import stored_rows
 from stages.report import main
@@ -192,3 +193,16 @@ def test_the_least_agreement_of_all_variants_is_told(folder: Path, study: Study)
     (folder / "data/evaluated/ptq/agreement.json").write_text("[{}]")
     with pytest.raises(UserError, match="agreement.json is not what evaluate writes"):
         load_results(study)
+
+
+def test_what_starts_from_the_control_is_compared_with_it(folder: Path, study: Study) -> None:
+    def referred(name: str, **changes: Any) -> str | None:
+        variant = load_results(replace(study, **changes)).get(name)
+        assert variant
+        return variant.reference
+
+    assert referred("ptq") == "sasrec" and referred("lsq") == "control"
+    assert referred("ptq", quant=QuantParams(init="control")) == "control"
+    assert referred("ptq", quant=QuantParams(preset="source")) == "control"
+    assert from_control({"init": "checkpoint"}, {"after": "lsq"}) and not from_control({"init": "checkpoint"}, {"after": None})
+    assert reference("adaround", "method", ("sasrec", "control"), "sasrec", from_control=True) == "control"

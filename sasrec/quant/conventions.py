@@ -1,0 +1,53 @@
+"""Which values a tensor may take at each width: one table, which the tests hold the methods to and the report prints.
+
+b bits; in units of the scale (for APoT, of the smallest term):
+
+| method                  | signed levels                 | unsigned levels           | zero among them           |
+|-------------------------|-------------------------------|---------------------------|---------------------------|
+| ptq ste lsq adaround    | -2^(b-1) .. 2^(b-1) - 1       | 0 .. 2^b - 1              | yes                       |
+| lsq with offset         | activations: 2^b from an      | 0 .. 2^b - 1              | yes                       |
+|                         | integer zero point on         |                           |                           |
+| pact dorefa             | activations: as ptq           | 0 .. 2^b - 1              | yes                       |
+|                         | weights: 2^b from -m to m,    |                           | no                        |
+|                         | from 4 bits 2^b - 1           |                           | yes                       |
+| apot                    | weights: 0, +- 2^(b-1) - 1    | 2^b sums of powers of two | yes, but for weights (mu) |
+|                         | sums of powers of two;        |                           |                           |
+|                         | activations: -2 alpha, too    |                           |                           |
+| any, 1 bit              | -1, 1                         |                           | no                        |
+
+No torch here: the report reads it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["weight", "table", "activation"]
+
+# Below so many bits the weights of DoReFa, and of PACT, which takes them from it, have the paper's grid.
+PAPER_BELOW = 4
+
+
+@dataclass(frozen=True)
+class Convention:
+    """levels: how many. zero: whether 0 is one of them. symmetric: whether -v is one wherever v is."""
+
+    levels: int
+    zero: bool
+    symmetric: bool
+
+
+def convention(method: str, bits: int, kind: Kind, options: Mapping[str, Any] | None = None) -> Convention:
+    """What the grid of a tensor is like; whether an activation can be negative moves its levels and leaves their number.
+    options: those of the method that differ from its defaults."""
+    given = options or {}
+    if bits == 1:
+        return Convention(2, zero=False, symmetric=True)
+    if kind == "activation":
+        return Convention(2**bits, zero=True, symmetric=False)
+    if method == "dorefa" or (method == "pact" and given.get("weights", "dorefa") == "dorefa"):
+        paper = {"paper": True, "zero": False}.get(given.get("grid", "auto"), bits < PAPER_BELOW)
+        return Convention(2**bits - (not paper), zero=not paper, symmetric=True)
+    symmetric = method in ("pact", "apot")
+    # APoT moves the grid of a weight by the mean of its row.
+    return Convention(2**bits - symmetric, zero=(method, kind) != ("apot", "weight"), symmetric=symmetric)

@@ -1,0 +1,137 @@
+"""How a trained model becomes a quantized one: where it starts, what it is trained on, and what comes after."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sasrec.config import QuantParams, TrainParams
+from sasrec.data.batches import epoch_batches
+from sasrec.distillation import Distillation
+from sasrec.models.sasrec import SASRec
+from sasrec.quant.attach import load_method
+from sasrec.quant.schedule import Schedule
+from sasrec.quant.sensitivity import mixed
+from sasrec.training import Row, Trainer
+
+# Epochs of the study that `quant.preset: source` repeats.
+SOURCE_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same through the parts of a run. key: what a resume file must have been written under. resume: the
+    file of the last part; those of the parts before it lie beside it and are removed with it."""
+
+    store: Any
+    quant: QuantParams
+    train: TrainParams
+    seed: int
+    device: torch.device
+    resume: Path
+    key: str
+    log: Callable[[str], None]
+
+    def resume_of(self, part: str) -> Path:
+        return self.resume.with_name(f"{self.resume.stem}-{part}{self.resume.suffix}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """best_epoch: of the training that ended in the model, 0 where the start was best. ndcg: NDCG@10 on validation."""
+
+    model: SASRec
+    best_epoch: int
+    ndcg: float
+    rows: list[Row]
+
+
+def calibration(run: Run, model: SASRec) -> list[Tensor]:
+    """Training histories (batch, length) that scales are set on."""
+    batches = epoch_batches(run.store, model.params.max_len, run.train.batch_size, False, run.seed, 0, "shuffled").batches
+    chosen = zip(batches, range(run.quant.calibration_batches), strict=False)
+    return [torch.from_numpy(batch.histories).to(run.device) for batch, _ in chosen]
+
+
+def quantize(run: Run, model: SASRec, method: str, options: Any) -> Outcome:
+    """`model`, the trained one, quantized by `method` with the section `methods.<method>`, its quantizers in place.
+
+    `quant.init: control` starts from the full-precision model trained on for as long, which is trained here first, by the
+    code and with the draws of the control. What a method without training starts from under `quant.preset: source`, where
+    everything is trained from scratch, is the control, too. Raises UserError for options that do not fit.
+    """
+    module, chosen = load_method(method, options)
+    model = model.to(run.device)
+    teacher = model if run.quant.distill else None
+    if run.quant.preset == "source":
+        run, model = replace(run, quant=replace(run.quant, init="scratch")), untied(model)
+    control_first = method != "control" and (
+        run.quant.init == "control" or (run.quant.preset == "source" and not module.TRAINS)
+    )
+    if control_first:
+        run.log("first the control, from which the method starts")
+        model = trained(run, model, "control", None, teacher, run.resume_of("control")).model
+        run = replace(run, quant=replace(run.quant, init="checkpoint"))
+    after = getattr(chosen, "after", None)
+    if after is None:
+        outcome = trained(run, model, method, options, teacher, run.resume)
+    else:
+        run.log(f"first {after}, whose steps the rounding is learned on")
+        outcome = trained(run, model, after, chosen.after_options, teacher, run.resume)
+        module.take_over(outcome.model)
+    if hasattr(module, "reconstruct") and getattr(module, "reconstructs", lambda _: True)(chosen):
+        module.reconstruct(outcome.model, calibration(run, outcome.model), chosen, run.seed)
+        ndcg = Trainer(outcome.model, run.store, run.train, run.seed, device=run.device).validate()[2]
+        run.log(f"reconstructed: validation NDCG@10 {ndcg:.4f}")
+        outcome = replace(outcome, ndcg=ndcg)
+    if control_first:
+        run.resume_of("control").unlink(missing_ok=True)
+    return outcome
+
+
+def trained(run: Run, model: SASRec, method: str, options: Any, teacher: SASRec | None, resume: Path) -> Outcome:
+    """`model`, or one of its shape from scratch, with the quantizers of `method` in place and trained, if it trains."""
+    module, chosen = load_method(method, options)
+    quant, train = run.quant, run.train
+    if quant.init == "scratch" and module.TRAINS:
+        torch.manual_seed(run.seed)
+        model = SASRec(model.params, model.items).to(run.device)
+        if quant.preset == "source":
+            train = replace(train, epochs=SOURCE_EPOCHS)
+    else:
+        model = copy.deepcopy(model)
+        # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop.
+        train = replace(train, epochs=quant.epochs, lr=quant.lr, schedule="cosine", warmup=0.0, patience=quant.epochs + 1)
+    histories = calibration(run, model)
+    if getattr(module, "QUANTIZES", True):
+        quant = mixed(model, run.store, quant, histories, run.log)
+    if not module.TRAINS:
+        train = replace(train, epochs=0)
+    schedule = Schedule(model, quant, module, chosen, histories, train.epochs)
+    extras = schedule.extras(run.seed)
+    if teacher is not None and module.TRAINS:
+        sampled = None if train.loss == "cross_entropy" else train.negatives
+        distillation = Distillation(teacher, model, quant.distill, sampled, run.seed)
+        extras = replace(extras, distill=distillation, on_epoch=both(extras.on_epoch, distillation.start_epoch))
+    trainer = Trainer(model, run.store, train, run.seed, device=run.device, extras=extras, validate_start=True)
+    progress = trainer.run(resume, f"{method} {run.key}", run.log)
+    return Outcome(model, progress.best_epoch, progress.best_ndcg, progress.rows)
+
+
+def both(first: Callable[[int, int], None], second: Callable[[int], None]) -> Callable[[int, int], None]:
+    """What calls one and then the other with the epoch."""
+
+    def on_epoch(epoch: int, epochs: int) -> None:
+        first(epoch, epochs)
+        second(epoch)
+
+    return on_epoch
+
+
+def untied(model: SASRec) -> SASRec:
+    """A model of the same shape with a scoring table of its own."""
+    return SASRec(replace(model.params, tied=False), model.items).to(next(model.parameters()).device)

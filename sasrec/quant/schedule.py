@@ -1,0 +1,104 @@
+"""When a training run is quantized, and to what width: from the start, after some epochs, or narrower step by step."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sasrec.config import QuantParams
+from sasrec.errors import UserError
+from sasrec.models.taps import taps
+from sasrec.quant import attach
+from sasrec.training import Extras
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs from `start` (from 0) on, with no tensor narrower than `least` bits; 32: in full precision."""
+
+    start: int
+    least: int
+
+
+def phases(quant: QuantParams, epochs: int) -> list[Phase]:
+    """The phases of a run: `quant.delay_epochs` in full precision, then equal shares of the rest for each width of
+    `quant.progressive` and for the study's own. Raises UserError where an epoch for each is not there."""
+    delay, widths = quant.delay_epochs, (*(quant.progressive or ()), 1)
+    rest = epochs - delay
+    if rest < len(widths):
+        raise UserError(
+            f"params.yaml: {epochs} epochs are too few for quant.delay_epochs: {delay} and {len(widths)} width(s) after it; "
+            "raise quant.epochs"
+        )
+    planned = [Phase(delay + rest * i // len(widths), least) for i, least in enumerate(widths)]
+    return [Phase(0, attach.FULL_PRECISION), *planned] if delay else planned
+
+
+class Schedule:
+    """The quantizers of every phase, all of which exist from the start, so that the optimizer knows their parameters; those
+    of the phase that runs are on the model's taps.
+
+    The quantizers of a phase are initialized when it begins, from the weights as they are then.
+    """
+
+    def __init__(
+        self, model: nn.Module, quant: QuantParams, method: Any, options: Any, histories: list[Tensor], epochs: int
+    ) -> None:
+        """histories: (batch, length) each, to calibrate activations on. epochs: of the whole run; 0 for a method that does
+        not train."""
+        self.model, self.histories, self.options = model, histories, options
+        self.quantizes = getattr(method, "QUANTIZES", True)
+        plan = phases(quant, epochs) if self.quantizes and method.TRAINS and epochs else [Phase(0, 1)]
+        self.phases = plan
+        self.built: list[dict[str, Any]] = [
+            {}
+            if phase.least == attach.FULL_PRECISION
+            else attach.build(model, narrowed(model, quant, phase.least), method, options)
+            for phase in plan
+        ]
+        self.begin(0)
+
+    def at(self, epoch: int) -> int:
+        """The number of the phase that an epoch (from 0) belongs to."""
+        return max(i for i, phase in enumerate(self.phases) if phase.start <= epoch)
+
+    def place(self, number: int) -> None:
+        """Put the quantizers of that phase on the taps, as they are."""
+        for name, tap in taps(self.model).items():
+            tap.quantizer = self.built[number].get(name)
+
+    def begin(self, number: int) -> None:
+        """Initialize the quantizers of that phase and put them on the taps."""
+        attach.place(self.model, self.built[number])
+        attach.calibrate(self.model, self.histories)
+
+    def extras(self, seed: int) -> Extras:
+        """What the quantizers add to a training run."""
+        own = [parameter for built in self.built for quantizer in built.values() for parameter in quantizer.parameters()]
+        ends = [phase.start for phase in self.phases[1:]]
+
+        def on_epoch(epoch: int, epochs: int) -> None:
+            number = self.at(epoch)
+            start = self.phases[number].start
+            if epoch == start and number:
+                self.begin(number)
+            length = (ends[number] if number < len(ends) else epochs) - start
+            for quantizer in self.built[number].values():
+                quantizer.start_epoch(epoch - start, length, seed)
+
+        return replace(
+            attach.own_training(self.model, self.options, seed),
+            parameters=own,
+            on_epoch=on_epoch,
+            on_resume=lambda done: self.place(self.at(max(done - 1, 0))),
+            # The model of an earlier phase is not what was asked for, however good.
+            candidates_from=self.phases[-1].start + 1 if len(self.phases) > 1 else 0,
+        )
+
+
+def narrowed(model: nn.Module, quant: QuantParams, least: int) -> QuantParams:
+    """The parameters under which every tensor has the width that `quant` gives it, but at least `least` bits."""
+    if least <= 1:
+        return quant
+    wanted = {name: attach.width(tap.place(name), quant) for name, tap in taps(model).items()}
+    return replace(quant, overrides={**quant.overrides, **{name: max(bits, least) for name, bits in wanted.items()}})

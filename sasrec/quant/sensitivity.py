@@ -1,0 +1,209 @@
+"""What rounding each tensor alone does to the validation loss, and mixed widths chosen from it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sasrec.config import QuantParams
+from sasrec.data.batches import Ints
+from sasrec.errors import UserError
+from sasrec.evaluation import blocks
+from sasrec.guardian import stop_if_orphaned
+from sasrec.losses import CHUNK_ELEMENTS
+from sasrec.models.taps import Place, taps
+from sasrec.quant import attach
+from sasrec.quant.frozen import tensors
+from sasrec.quant.quantizer import FixedScale, Quantizer
+
+# Users whose validation items are scored, evenly taken from all: a loss is a mean over them, and differences between two
+# models on the same users are far sharper than either.
+USERS = 2000
+# Widths that an assignment may choose from.
+WIDTHS = (2, 3, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A tensor at a width: bytes it takes with its scales (0 for an activation), and by how much the validation loss rises
+    (cross-entropy over all items, in nats) when it alone is rounded to the nearest, after training."""
+
+    tensor: str
+    kind: str
+    bits: int
+    bytes: int
+    rise: float
+
+
+class Nearest:
+    """Plain rounding at the scales of least squared error, as `ptq` does by default; here so that an edit of that file does
+    not re-run every method."""
+
+    @staticmethod
+    def build(place: Place, bits: int, per_row: bool, options: None) -> Quantizer:
+        return FixedScale(place, bits, per_row)
+
+
+class Validation:
+    """The validation items of some users, to take the loss of one model after another on."""
+
+    def __init__(self, store: Any, max_len: int, device: torch.device, users: int = USERS) -> None:
+        held = store.held("validation")
+        chosen = np.unique(np.linspace(0, len(held.users) - 1, min(users, len(held.users))).round().astype(np.int64))
+        part = replace(held, users=held.users[chosen], positions=held.positions[chosen])
+        targets = np.asarray(store.items)[part.positions].astype(np.int64)
+        self.batches: list[tuple[Tensor, Tensor]] = [
+            (self._tensor(histories, device), self._tensor(targets[rows], device))
+            for rows, histories in blocks(store, part, max_len, 512)
+        ]
+
+    @staticmethod
+    def _tensor(values: Ints, device: torch.device) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    @torch.no_grad()
+    def loss(self, model: Any) -> float:
+        """Mean cross-entropy of the held-out items over all items, in nats, in evaluation mode."""
+        mode = model.training
+        model.eval()
+        table = model.scoring_table.all()[1:]
+        total, count = 0.0, 0
+        for histories, targets in self.batches:
+            states = model.encode(histories, last=True)[:, 0]
+            for part, target in zip(
+                states.split(rows := max(1, CHUNK_ELEMENTS // len(table))), targets.split(rows), strict=True
+            ):
+                total += float(torch.nn.functional.cross_entropy(part @ table.T, target - 1, reduction="sum"))
+                count += len(part)
+        model.train(mode)
+        return total / count
+
+
+def measure(
+    model: nn.Module,
+    validation: Validation,
+    quant: QuantParams,
+    histories: list[Tensor],
+    widths: Sequence[int],
+    kinds: Sequence[str] = ("table", "weight", "activation"),
+) -> tuple[float, list[Cost]]:
+    """The full-precision model's validation loss, and the cost of every tensor of those kinds at each width: each alone is
+    rounded to the nearest, the rest stays in full precision. histories: what activations are calibrated on. The model must
+    not have quantizers, and has none after."""
+    full = validation.loss(model)
+    weights = tensors(model)
+    found = []
+    with torch.no_grad(), attach.recording(model) as recorders:
+        for batch in histories:
+            model.encode(batch)  # type: ignore[operator]
+    for name, tap in taps(model).items():
+        if tap.kind not in kinds:
+            continue
+        for bits in widths:
+            if tap.kind == "activation" and bits < 2:
+                continue
+            stop_if_orphaned()
+            alone = replace(quant, overrides=dict.fromkeys(taps(model), attach.FULL_PRECISION) | {name: bits}, preset="all")
+            (quantizer,) = attach.build(model, alone, Nearest, None).values()
+            quantizer.initialize(weights[name].detach() if name in weights else recorders[name].sample())
+            tap.quantizer = quantizer
+            rise = validation.loss(model) - full
+            tap.quantizer = None
+            found.append(Cost(name, tap.kind, bits, stored_bytes(tap.rows, tap.features, bits, quantizer.per_row), rise))
+    return full, found
+
+
+def stored_bytes(rows: int, features: int, bits: int, per_row: bool) -> int:
+    """Packed codes and float32 scales of a weight or table; 0 for an activation, which has no rows."""
+    return (rows * features * bits + 7) // 8 + 4 * (rows if per_row else 1) * (rows > 0)
+
+
+def front(costs: Sequence[Cost]) -> list[tuple[int, float, dict[str, int]]]:
+    """Assignments of a width to every tensor that no other beats in both bytes and predicted rise, smallest first: (bytes,
+    sum of the rises, {tensor: bits}). The rises of single tensors are taken to add up."""
+    best: list[tuple[int, float, dict[str, int]]] = [(0, 0.0, {})]
+    for name in dict.fromkeys(cost.tensor for cost in costs):
+        own = [cost for cost in costs if cost.tensor == name]
+        grown = [
+            (size + cost.bytes, rise + max(cost.rise, 0.0), chosen | {name: cost.bits})
+            for size, rise, chosen in best
+            for cost in own
+        ]
+        grown.sort(key=lambda each: each[:2])
+        best = []
+        for each in grown:
+            if not best or each[1] < best[-1][1]:
+                best.append(each)
+    return best
+
+
+def mixed(
+    model: Any, store: Any, quant: QuantParams, histories: list[Tensor], log: Callable[[str], None] = print
+) -> QuantParams:
+    """`quant` with the widths of weights and tables that `quant.budget_kb` or `quant.max_drop` asks for, as overrides; as it
+    is where neither is set. Widths that `quant.overrides` gives stay.
+
+    Raises UserError where no assignment fits; the error says what the least is.
+    """
+    if quant.budget_kb is None and quant.max_drop is None:
+        return quant
+    device = next(model.parameters()).device
+    validation = Validation(store, model.params.max_len, device)
+    full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"))
+    costs = [cost for cost in costs if quant.overrides.get(cost.tensor, cost.bits) == cost.bits]
+    found = front(costs)
+    if quant.budget_kb is not None:
+        fitting = [each for each in found if each[0] <= 1000 * quant.budget_kb]
+        if not fitting:
+            raise UserError(
+                f"params.yaml: quant.budget_kb: {quant.budget_kb:g} kB do not hold the weights and tables of this model; "
+                f"the least is {found[0][0] / 1000:.1f} kB"
+            )
+        chosen = fitting[-1]
+        rise = _joint_rise(model, quant, histories, chosen[2], validation) - full
+    else:
+        chosen, rise = _smallest_within(model, quant, histories, found, validation, full)
+    widths = ", ".join(f"{name} {bits}" for name, bits in chosen[2].items())
+    log(f"mixed widths, {chosen[0] / 1000:.1f} kB, validation loss {rise:+.4f} after rounding: {widths}")
+    return replace(quant, overrides={**chosen[2], **quant.overrides})
+
+
+def _joint_rise(
+    model: nn.Module, quant: QuantParams, histories: list[Tensor], chosen: dict[str, int], validation: Validation
+) -> float:
+    """Validation loss with all weights and tables at the chosen widths, and activations at theirs, rounded to the nearest."""
+    attach.attach(model, replace(quant, overrides={**chosen, **quant.overrides}), Nearest, None)
+    attach.calibrate(model, histories)
+    loss = validation.loss(model)
+    attach.place(model, {})
+    return loss
+
+
+def _smallest_within(
+    model: nn.Module,
+    quant: QuantParams,
+    histories: list[Tensor],
+    found: list[tuple[int, float, dict[str, int]]],
+    validation: Validation,
+    full: float,
+) -> tuple[tuple[int, float, dict[str, int]], float]:
+    """By bisection over the front, measuring the whole model: the smallest whose rise is within `quant.max_drop`."""
+    limit = float(quant.max_drop or 0)
+    low, high = 0, len(found) - 1
+    rise = _joint_rise(model, quant, histories, found[high][2], validation) - full
+    if rise > limit:
+        raise UserError(
+            f"params.yaml: quant.max_drop: no assignment stays within {limit:g}; with all weights and tables at {WIDTHS[-1]} "
+            f"bits and activations at theirs the validation loss rises by {rise:.4f}"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        own = _joint_rise(model, quant, histories, found[middle][2], validation) - full
+        if own <= limit:
+            high, rise = middle, own
+        else:
+            low = middle + 1
+    return found[high], rise

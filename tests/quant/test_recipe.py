@@ -1,0 +1,272 @@
+"""Where a quantized model starts, when its quantizers come in, and what else it learns from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.distillation import Distillation, SoftCrossEntropy
+from sasrec.errors import UserError
+from sasrec.models.sasrec import SASRec
+from sasrec.models.taps import taps
+from sasrec.quant import attach
+from sasrec.quant.adaround import AdaRound
+from sasrec.quant.quantizer import Quantizer, mse_scale
+from sasrec.quant.recipe import Outcome, Run, quantize
+from sasrec.quant.schedule import Phase, Schedule, phases
+from sasrec.training import Extras, Trainer
+from tests.conftest import SmallStore
+
+CPU = torch.device("cpu")
+TRAIN = TrainParams(loss="cross_entropy", epochs=4, batch_size=16, lr=0.01, schedule="constant", warmup=0.0)
+QUANT = QuantParams(bits=4, epochs=4, lr=0.003, calibration_batches=1)
+
+
+@pytest.fixture(scope="module")
+def trained() -> SASRec:
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=10, hidden=16, dropout=0.1), 40)
+    Trainer(model, walks(), dataclasses.replace(TRAIN, epochs=2), 0, device=CPU).run(log=lambda line: None)
+    return model
+
+
+def walks() -> SmallStore:
+    """Users who each walk through 40 items in order, but for every fourth step, which leads anywhere: there is always something
+    left to learn."""
+    rng = np.random.default_rng(0)
+    steps = [[(start * 7 + i) % 40 + 1 for i in range(5 + start % 15)] for start in range(50)]
+    return SmallStore([[item if rng.random() < 0.75 else int(rng.integers(1, 41)) for item in walk] for walk in steps], 40)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(walks(), QUANT, TRAIN, 0, CPU, tmp_path / "resume.safetensors", "key", lambda line: None)
+
+
+def weights(model: SASRec) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if ".quantizer." not in name}
+
+
+def same(one: SASRec, other: SASRec) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def make(run: Run, model: SASRec, method: str = "lsq", options: Any = None, **quant: Any) -> Outcome:
+    chosen = dataclasses.replace(run.quant, **quant)
+    return quantize(dataclasses.replace(run, quant=chosen, key=f"{chosen} {options}"), model, method, options)
+
+
+def test_phases() -> None:
+    quant = dataclasses.replace(QUANT, delay_epochs=2, progressive=(8, 4), bits=2)
+    assert phases(quant, 8) == [Phase(0, 32), Phase(2, 8), Phase(4, 4), Phase(6, 1)]
+    assert phases(QUANT, 4) == [Phase(0, 1)]
+    with pytest.raises(UserError, match="4 epochs are too few for quant.delay_epochs: 2 and 3 width"):
+        phases(quant, 4)
+
+
+def test_the_delay_is_the_controls_training_to_the_bit(trained: SASRec) -> None:
+    """The same batches, negatives and dropout; then every quantizer starts from the weights of that moment, with the
+    parameters that the optimizer has known from the start."""
+    models = {}
+    for method in ("control", "lsq"):
+        models[method] = model = SASRec(trained.params, trained.items)
+        model.load_state_dict(trained.state_dict())
+        module, options = attach.load_method(method, None)
+        quant = dataclasses.replace(QUANT, delay_epochs=2)
+        schedule = Schedule(model, quant, module, options, [torch.tensor([[0, 1, 2, 3]])], 4)
+        trainer = Trainer(model, walks(), TRAIN, 0, device=CPU, extras=schedule.extras(0))
+        for epoch in (1, 2):
+            trainer.epoch(epoch)
+        assert not attach.quantizers(model)
+    assert same(models["control"], models["lsq"]) and not same(models["control"], trained)
+    schedule.extras(0).on_epoch(2, 4)
+    table = attach.quantizers(model)["item_table.weight"]
+    torch.testing.assert_close(table.grid().scale, mse_scale(model.item_table.weight, -8, 7, True))
+    before = table.grid().scale.clone()
+    trainer.epoch(3)
+    assert not torch.equal(table.grid().scale, before)
+
+
+def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRec) -> None:
+    """At 8 bits or in full precision validation is better than at 2, and yet what remains has 2 bits."""
+    outcome = make(run, trained, bits=2, delay_epochs=1, progressive=(8,))
+    assert outcome.best_epoch >= 3
+    assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
+    assert outcome.ndcg == outcome.rows[outcome.best_epoch].validation_ndcg
+
+
+@pytest.mark.parametrize(
+    "quant", [{"delay_epochs": 2}, {"progressive": (8,), "bits": 3}, {"distill": 0.5}, {"init": "control"}]
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    run: Run, trained: SASRec, quant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(dataclasses.replace(run, resume=run.resume.with_name("other.safetensors")), trained, **quant)
+    epoch, calls = Trainer.epoch, [0]
+
+    def killed(self: Trainer, number: int) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    monkeypatch.setattr(Trainer, "epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(run, trained, **quant)
+    monkeypatch.setattr(Trainer, "epoch", epoch)
+    resumed = make(run, trained, **quant)
+    one, other = whole.model.state_dict(), resumed.model.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_start_from_the_control_is_the_control(run: Run, trained: SASRec) -> None:
+    control = make(run, trained, "control")
+    assert same(make(run, trained, "ptq", init="control").model, control.model)
+    assert not same(make(run, trained, "ptq").model, control.model)
+    started = make(run, trained, "lsq", init="control", epochs=4)
+    assert not same(started.model, control.model) and not same(started.model, trained)
+    assert not list(run.resume.parent.glob("*control*"))
+
+
+def test_the_divergence_and_its_gradients() -> None:
+    states, table = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    wanted, wanted_table = torch.randn(7, 3), torch.randn(11, 3)
+    own = SoftCrossEntropy.apply(states, table, wanted, wanted_table, 1)
+    plain = F.kl_div(
+        (states @ table[1:].T).log_softmax(-1),
+        (wanted @ wanted_table[1:].T).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    torch.testing.assert_close(own, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(own, (states, table)), torch.autograd.grad(plain, (states, table)), rtol=1e-4, atol=1e-6
+    )
+    with torch.no_grad():
+        assert float(SoftCrossEntropy.apply(states, table, states, table, 1)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "sampled"), [("cross_entropy", None), ("bce", 8)])
+def test_distillation_keeps_the_student_near_the_teacher(trained: SASRec, loss: Any, sampled: int | None) -> None:
+    """With the teacher's scores alone as the target, they move less than with none of it, the draws being the same."""
+    histories = torch.tensor([[1, 2, 3], [8, 9, 10]])
+
+    def distance(share: float) -> float:
+        model = SASRec(trained.params, trained.items)
+        model.load_state_dict(trained.state_dict())
+        distill = Distillation(trained, model, share, sampled, 0)
+        distill.start_epoch(0)
+        params = dataclasses.replace(TRAIN, loss=loss, negatives=8)
+        trainer = Trainer(model, walks(), params, 0, device=CPU, extras=Extras(distill=distill))
+        for epoch in (1, 2, 3):
+            trainer.epoch(epoch)
+        model.eval()
+        with torch.no_grad():
+            own, wanted = (m.score(m.encode(histories))[..., 1:].log_softmax(-1) for m in (model, trained.eval()))
+        return float((wanted.exp() * (wanted - own)).sum(-1).mean())
+
+    assert distance(1.0) < 0.5 * distance(0.0)
+
+
+def test_distillation_is_part_of_every_trained_method_and_the_control(run: Run, trained: SASRec) -> None:
+    for method in ("control", "lsq"):
+        plain, distilled = (make(run, trained, method, distill=share, lr=0.001).rows[-1] for share in (0.0, 0.9))
+        assert plain.train_loss != distilled.train_loss
+
+
+def test_adaround_as_the_last_step_keeps_the_trained_steps(run: Run, trained: SASRec) -> None:
+    after = make(run, trained, "adaround", {"after": "lsq", "iterations": 20})
+    lsq = make(run, trained, "lsq")
+    assert same(after.model, lsq.model) and after.best_epoch == lsq.best_epoch
+    rounded, learned = attach.freeze(after.model), attach.freeze(lsq.model)
+    for name, quantizer in attach.quantizers(after.model).items():
+        assert torch.equal(rounded[name].grid.scale, learned[name].grid.scale)
+        is_rounded = quantizer.place.kind == "weight" or name == "item_table.weight"
+        assert isinstance(quantizer, AdaRound) == is_rounded
+    assert any(
+        item.codes is not None and not torch.equal(item.codes, learned[name].codes)  # type: ignore[arg-type]
+        for name, item in rounded.items()
+    )
+
+
+def widths(trained: SASRec, **quant: Any) -> dict[str, int]:
+    return {name: attach.width(tap.place(name), dataclasses.replace(QUANT, **quant)) for name, tap in taps(trained).items()}
+
+
+def test_presets(trained: SASRec) -> None:
+    paper = widths(trained, bits=2, preset="paper", overrides={"blocks.0.output": 6})
+    assert {name for name, bits in paper.items() if bits == 8} == {"item_table.weight", "position_table.weight", "final"}
+    assert paper.pop("blocks.0.output") == 6 and set(paper.values()) == {2, 8}
+    assert widths(trained, bits=2, preset="paper", embedding_bits=4)["item_table.weight"] == 4
+    source = widths(trained, bits=8, preset="source")
+    assert {name for name, bits in source.items() if bits == 8} == {"embedding", "blocks.0.output", "blocks.1.output", "final"}
+    assert set(source.values()) == {8, 32}
+
+
+def test_the_source_study_trains_untied_from_scratch(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sasrec.quant.recipe.SOURCE_EPOCHS", 2)
+    outcomes = {method: make(run, trained, method, preset="source", bits=8) for method in ("control", "lsq", "ptq")}
+    for outcome in outcomes.values():
+        assert outcome.model.output_table is not None and not outcome.model.params.tied
+    assert [len(outcome.rows) for outcome in outcomes.values()] == [3, 3, 1]
+    # What is rounded after training is the model that was trained the same way.
+    assert same(outcomes["ptq"].model, outcomes["control"].model)
+    assert len(attach.quantizers(outcomes["lsq"].model)) == 4
+
+
+def test_tables_round_by_chance_in_training_alone(run: Run, trained: SASRec) -> None:
+    module, options = attach.load_method("lsq", None)
+    model = SASRec(trained.params, trained.items)
+    model.load_state_dict(trained.state_dict())
+    attach.attach(model, dataclasses.replace(QUANT, bits=2, table_rounding="stochastic"), module, options)
+    quantizer = attach.quantizers(model)["item_table.weight"]
+    assert {name for name, each in attach.quantizers(model).items() if each.stochastic} == {
+        "item_table.weight",
+        "position_table.weight",
+    }
+    table = model.item_table.weight.detach()
+    before = torch.get_rng_state()
+    draws = []
+    for epoch in range(400):
+        quantizer.start_epoch(epoch, 400, seed=0)
+        draws.append(quantizer.train()(table).detach())
+    assert torch.equal(torch.get_rng_state(), before)
+    grid = quantizer.grid(table)
+    inside = ((table / grid.scale) > grid.levels[0]) & ((table / grid.scale) < grid.levels[-1])
+    mean = torch.stack(draws).mean(0)
+    torch.testing.assert_close((mean / grid.scale)[inside], (table / grid.scale)[inside], rtol=0, atol=0.15)
+    assert ((draws[0] / grid.scale - table / grid.scale).abs()[inside] < 1 + 1e-5).all()
+    assert torch.equal(quantizer.eval()(table), grid.quantize(table))
+    quantizer.start_epoch(3, 400, seed=0)
+    assert torch.equal(quantizer.train()(table), draws[3])  # a resumed run draws the same
+
+
+@pytest.mark.parametrize("method", ["ste", "lsq", "pact", "dorefa", "apot"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_chance_takes_the_two_levels_around(method: str, bits: int, trained: SASRec) -> None:
+    """In every method: the level above or below, and on average the value (of tanh for those that go through it)."""
+    module, options = attach.load_method(method, None)
+    model = SASRec(trained.params, trained.items)
+    model.load_state_dict(trained.state_dict())
+    attach.attach(model, dataclasses.replace(QUANT, bits=2, embedding_bits=bits, table_rounding="stochastic"), module, options)
+    quantizer: Quantizer = attach.quantizers(model)["item_table.weight"]
+    table = model.item_table.weight.detach()[1:4]
+    ids = torch.arange(1, 4)
+    quantizer.train().start_epoch(0, 1, 0)
+    draws = torch.stack([quantizer(table, ids).detach() for _ in range(300)])
+    allowed = quantizer.grid(model.item_table.weight.detach())
+    levels = allowed.levels * allowed.scale[ids]
+    assert (draws[..., None] - levels[:, None]).abs().amin(-1).max() < 1e-6
+    counts = torch.tensor([[len(draws[:, i, j].unique()) for j in range(table.shape[1])] for i in range(3)])
+    assert counts.max() == 2
+    value = table.tanh() if method in ("pact", "dorefa") and bits > 1 else table
+    clipped = value.clamp(levels.amin(1, keepdim=True), levels.amax(1, keepdim=True))
+    gap = (levels[:, 1:] - levels[:, :-1]).amax()
+    assert (draws.mean(0) - clipped).abs().max() < 0.15 * gap

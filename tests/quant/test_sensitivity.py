@@ -1,0 +1,128 @@
+"""What rounding costs, tensor by tensor, and the widths that are chosen from it."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.errors import UserError
+from sasrec.models.sasrec import SASRec
+from sasrec.quant import attach
+from sasrec.quant.sensitivity import Cost, Validation, front, measure, mixed, stored_bytes
+from sasrec.training import Trainer
+from tests.conftest import SmallStore
+
+QUANT = QuantParams(bits=8, calibration_batches=1)
+HISTORIES = [torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]])]
+
+
+@pytest.fixture(scope="module")
+def store() -> SmallStore:
+    return SmallStore([[(start * 7 + i) % 40 + 1 for i in range(5 + start % 15)] for start in range(50)], 40)
+
+
+@pytest.fixture(scope="module")
+def trained(store: SmallStore) -> SASRec:
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=10, hidden=16, dropout=0.1), 40)
+    train = TrainParams(loss="cross_entropy", epochs=4, batch_size=16, lr=0.01, schedule="constant", warmup=0.0)
+    Trainer(model, store, train, 0, device=torch.device("cpu")).run(log=lambda line: None)
+    return model
+
+
+@pytest.fixture(scope="module")
+def validation(store: SmallStore) -> Validation:
+    return Validation(store, 10, torch.device("cpu"))
+
+
+def test_loss_is_the_cross_entropy_of_the_held_out_items(store: SmallStore, trained: SASRec, validation: Validation) -> None:
+    losses = []
+    for user in store.held("validation").users:
+        sequence = store.items[store.offsets[user] : store.offsets[user + 1]].tolist()
+        with torch.no_grad():
+            scores = trained.score(trained.encode(torch.tensor([sequence[:-2][-10:]]), last=True)[:, 0])
+        losses.append(float(F.cross_entropy(scores[:, 1:], torch.tensor([sequence[-2] - 1]))))
+    assert validation.loss(trained) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_each_tensor_is_rounded_alone(trained: SASRec, validation: Validation) -> None:
+    full, costs = measure(trained, validation, QUANT, HISTORIES, (2, 4))
+    assert full == pytest.approx(validation.loss(trained)) and not attach.quantizers(trained)
+    named = {(cost.tensor, cost.bits): cost for cost in costs}
+    assert len(named) == len(costs) == 2 * len({cost.tensor for cost in costs})
+    for tensor in ("item_table.weight", "blocks.1.feed_forward.inner.weight", "final"):
+        overrides = dict.fromkeys({cost.tensor for cost in costs}, 32) | {tensor: 2}
+        module, options = attach.load_method("ptq", None)
+        attach.attach(trained, dataclasses.replace(QUANT, overrides=overrides), module, options)
+        attach.calibrate(trained, HISTORIES)
+        assert list(attach.quantizers(trained)) == [tensor]
+        assert named[tensor, 2].rise == pytest.approx(validation.loss(trained) - full, abs=1e-5)
+        attach.place(trained, {})
+    assert named["item_table.weight", 2].bytes == 41 * 16 * 2 // 8 + 41 * 4
+    assert named["final", 2].bytes == 0
+    assert named["item_table.weight", 2].rise > named["item_table.weight", 4].rise
+
+
+COSTS = [
+    Cost("a", "weight", 2, 10, 0.5), Cost("a", "weight", 8, 40, 0.0),
+    Cost("b", "weight", 2, 100, 0.1), Cost("b", "weight", 8, 400, 0.02),
+]  # fmt: skip
+
+
+def test_front_by_hand() -> None:
+    assert front(COSTS) == [
+        (110, 0.6, {"a": 2, "b": 2}),
+        (140, 0.1, {"a": 8, "b": 2}),
+        (440, pytest.approx(0.02), {"a": 8, "b": 8}),
+    ]
+    # A tensor that gains by being rounded is not paid for with another's loss.
+    assert front([Cost("a", "weight", 2, 10, -1.0), Cost("b", "weight", 2, 10, 0.3)]) == [(20, 0.3, {"a": 2, "b": 2})]
+
+
+def test_sizes() -> None:
+    assert stored_bytes(3, 5, 3, True) == 6 + 12  # 45 bits
+    assert stored_bytes(3, 5, 3, False) == 6 + 4
+    assert stored_bytes(0, 64, 4, False) == 0
+
+
+def bytes_of(quant: QuantParams, model: SASRec) -> int:
+    weights = {name: tensor for name, tensor in model.named_parameters() if name in quant.overrides}
+    return sum(stored_bytes(len(w), w.shape[1], quant.overrides[name], True) for name, w in weights.items())
+
+
+@pytest.mark.parametrize("budget", [1.8, 2.5, 3.0])
+def test_budget(store: SmallStore, trained: SASRec, budget: float) -> None:
+    quant = mixed(trained, store, dataclasses.replace(QUANT, budget_kb=budget), HISTORIES, lambda line: None)
+    assert 0.8 * 1000 * budget < bytes_of(quant, trained) <= 1000 * budget
+    assert len(set(quant.overrides.values())) > 1 and not attach.quantizers(trained)
+
+
+def test_drop(store: SmallStore, trained: SASRec, validation: Validation) -> None:
+    """The whole model is measured, not the sum of its parts, and a looser limit never gives a larger model."""
+    sizes = []
+    module, options = attach.load_method("ptq", None)
+    for limit in (0.05, 0.2, 1.0):
+        quant = mixed(trained, store, dataclasses.replace(QUANT, max_drop=limit), HISTORIES, lambda line: None)
+        sizes.append(bytes_of(quant, trained))
+        full = validation.loss(trained)
+        attach.attach(trained, quant, module, options)
+        attach.calibrate(trained, HISTORIES)
+        assert validation.loss(trained) - full <= limit + 1e-6
+        attach.place(trained, {})
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+def test_what_cannot_be_had(store: SmallStore, trained: SASRec) -> None:
+    def ask(**quant: Any) -> QuantParams:
+        return mixed(trained, store, dataclasses.replace(QUANT, **quant), HISTORIES, lambda line: None)
+
+    with pytest.raises(UserError, match=r"quant.budget_kb: 0.1 kB do not hold .* the least is \d"):
+        ask(budget_kb=0.1)
+    with pytest.raises(UserError, match="quant.max_drop: no assignment stays within 0; .* rises by"):
+        ask(max_drop=0.0, activation_bits=2)
+    kept = ask(budget_kb=2.5, overrides={"item_table.weight": 8})
+    assert kept.overrides["item_table.weight"] == 8 and kept.budget_kb == 2.5
+    assert ask() == QUANT
