@@ -143,6 +143,25 @@ def test_a_fresh_clone_reproduces_every_result(study: Project, tmp_path: Path) -
     assert fresh.weights() == study.weights()
 
 
+def test_a_tagged_model_is_had_by_name_and_works_alone(study: Project, tmp_path: Path) -> None:
+    source, other = Project(tmp_path / "source"), Project(tmp_path / "other")
+    study.run("git", "clone", "-q", str(study.path), str(source.path))
+    source.run("dvc", "cache", "dir", "--local", str(study.path / ".dvc/cache"))
+    source.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    source.git("commit", "-qam", "A remote")
+    source.run("dvc", "push", "-q", "data/exported/lsq")
+    source.git("tag", "-a", "lsq@v1.0.0", "-m", "first release")
+    other.path.mkdir()
+    other.run("dvc", "artifacts", "get", str(source.path), "lsq")
+    other.run("dvc", "get", str(source.path), "data/exported/lsq/0", "-o", "by_path")
+    exported = study.path / "data/exported/lsq/0"
+    for folder in (other.path / "lsq/0", other.path / "by_path"):
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in exported.iterdir()}
+    history = ",".join(line.split(",")[1] for line in (exported / "items.csv").read_text().splitlines()[1:4])
+    found = json.loads(other.run(sys.executable, "lsq/0/recommender.py", "--history", history, "-k", "5", "--json"))
+    assert len(found["items"]) == 5 and not found["unknown"] and not found["by_popularity"]
+
+
 def test_other_bits_run_the_quantized_stages_and_nothing_else(clean: Project) -> None:
     command = ("dvc", "exp", "run", "-S", "quant.bits=4")
     assert ran(clean.run(*command)) == {"quantize@ptq-0", "quantize@lsq-0", "report"} | OF_METHODS
