@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
     "variants": ["sasrec", "ptq", "lsq"],
     "sample": {"users": 150, "items": 60},
     "model": {"max_len": 10, "hidden": 8},
-    "train": {"epochs": 2, "negatives": 16},
+    "train": {"epochs": 2, "negatives": 16, "min_batches": 1},
     "quant": {"epochs": 1, "calibration_batches": 1},
     "evaluate": {"bootstrap": 100},
     "benchmark": {"batch_sizes": [1], "repeats": 3},
@@ -294,7 +294,7 @@ def test_the_users_own_file(clean: Project, tmp_path: Path) -> None:
 def longer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, bytes]:
     """A project whose training takes some seconds, prepared; and the weights of a run that was not interrupted."""
     project = clone(tmp_path_factory.mktemp("killed"))
-    project.params(**{**TINY, "train": {"epochs": 60, "negatives": 16, "patience": 60}})
+    project.params(**{**TINY, "train": {"epochs": 60, "negatives": 16, "patience": 60, "min_batches": 4}})
     project.git("add", "-A")
     project.git("commit", "-qm", "longer")
     project.run("dvc", "repro", "train@sasrec-0")
