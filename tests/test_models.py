@@ -258,7 +258,7 @@ def test_taps_stand_on_every_weight_table_and_product() -> None:
     assert {name for name, place in places.items() if place.kind != "activation"} == matrices
     unsigned = {name for name, place in places.items() if not place.signed}
     assert unsigned == {"blocks.0.attention.weights", "blocks.0.feed_forward.inner"}
-    assert [name for name, place in places.items() if place.scoring] == ["item_table.weight"]
+    assert [name for name, place in places.items() if place.scoring] == ["item_table.weight", "final"]
     called = set()
 
     class Note(torch.nn.Module):
