@@ -1,10 +1,11 @@
 """Keep the tables of the documents in step with the committed metrics: python -m sasrec.report.readme [--check]
 
 The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of
-table -->`; PATH is the folder of metrics files, one reference file, or the folder of references for a summary of them. With
---check nothing is written, and the exit status is 1 where a table is out of date.
+table -->`; PATH is the folder of metrics files, one reference file, the folder of references for a summary of them, or a CSV
+file that is shown as it is. With --check nothing is written, and the exit status is 1 where a table is out of date.
 """
 
+import csv
 import re
 import sys
 from collections.abc import Mapping
@@ -118,6 +119,18 @@ def _validation(content: Mapping[str, Any]) -> str:
     return f"validation {'sampled ' * sampled}NDCG@10"
 
 
+def plain(path: Path) -> str:
+    """The Markdown table of a CSV file, its cells as they are; columns of numbers stand right."""
+    if not path.exists():
+        raise UserError(f"a table names {path}, which does not exist")
+    with open(path, encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    numbers = [all(re.fullmatch(r"[-+.\d]*", row[column]) for row in rows) for column in range(len(head))]
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in head) + " |"]
+    lines.append("|" + "|".join("---:" if number else "---" for number in numbers) + "|")
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
 def protocol(card: Mapping[str, Any]) -> str:
     """The protocol card on one line."""
     return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in card.items())
@@ -128,7 +141,8 @@ def filled(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         path = Path(match[2])
-        return f"{match[1]}{summary(path) if path.name == 'reference' else table(path)}{match[3]}"
+        make = plain if path.suffix == ".csv" else summary if path.name == "reference" else table
+        return f"{match[1]}{make(path)}{match[3]}"
 
     return TABLE.sub(made, text)
 
