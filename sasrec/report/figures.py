@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sasrec.files import atomic
 from sasrec.report.layout import side_by_side, spread
@@ -40,8 +41,8 @@ STYLE = {
 }  # fmt: skip
 
 
-def write_figure(path: Path, draw: Callable[..., Figure], *numbers: Any) -> None:
-    """Draw with the style of the report and write a PNG."""
+def write_figure(path: Path, draw: Callable[..., Figure], *numbers: Any, source: str = "") -> None:
+    """Draw with the style of the report and write a PNG. source: what it was drawn from, kept in the file as its Source."""
     with matplotlib.style.context(["default", STYLE]):
         figure = draw(*numbers)
         figure.set_dpi(DPI)
@@ -50,8 +51,11 @@ def write_figure(path: Path, draw: Callable[..., Figure], *numbers: Any) -> None
             # A few flat colours need no more than a palette, which is half the size.
             canvas.draw()
             picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            info = PngInfo()
+            if source:
+                info.add_text("Source", source)
             picture.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-                temporary, "PNG", optimize=True, dpi=(DPI, DPI)
+                temporary, "PNG", optimize=True, dpi=(DPI, DPI), pnginfo=info
             )
 
 

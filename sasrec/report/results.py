@@ -24,6 +24,8 @@ BASELINES = ("popularity", "recent_popularity", "markov", "item_knn")
 BASELINE_SEED = 0  # they learn nothing, so that one seed is all
 # Methods that leave the trained weights as they are; the others are trained on, and so is what they are compared with.
 UNTRAINED = frozenset({"ptq", "adaround"})
+# Methods that store the model in shorter floating-point numbers, and count as full precision.
+FLOATS = frozenset({"fp16"})
 # What the tables and figures cannot do without.
 REQUIRED = (
     "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr", "coverage@10", "sampled_hr@10", "sampled_ndcg@10",
@@ -112,7 +114,8 @@ def load_results(study: Study) -> Results:
     for name in study.variants:
         if name not in (*study.models, *study.quantized):
             raise UserError(f"params.yaml: variants names {name}, but neither models nor quantized does; add it there")
-        kind: Kind = "model" if name in study.models else "control" if name == "control" else "method"
+        whole = name in study.models or name in FLOATS
+        kind: Kind = "model" if whole else "control" if name == "control" else "method"
         variants.append(_load(name, kind, study.seeds, study))
     first = variants[-1]
     for variant in variants:
