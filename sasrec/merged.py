@@ -27,7 +27,7 @@ from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Va
 PROTOCOLS = ("full", "sampled")
 # What the ranks do not tell of a run.
 VALUES = ("valid_ndcg@10", "coverage@10", "bits", "bytes", "embedding_bytes", "weight_bytes")
-# Of section quant: what the control depends on, too, so that all methods must share it.
+# Of section quant: what the control depends on, too; of each such recipe there is one control.
 OF_CONTROL = ("model", "epochs", "lr", "distill")
 LINES = ("all", "paper")
 METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround")
@@ -68,13 +68,14 @@ class Part:
 
 @dataclass
 class Grid:
-    """facts: by variant. runs: by variant and seed. heading: of the curves."""
+    """facts: by variant. runs: by variant and seed. controls: the recipe of each control. heading: of the curves."""
 
     data: Mapping[str, Any]
     card: Mapping[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
     runs: dict[str, dict[int, Run]] = field(default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     heading: str = ""
 
     def add(self, variant: str, facts: Facts, seed: int, run: Run) -> None:
@@ -107,31 +108,33 @@ class Grid:
                     "runs of one variant differ by their seed alone"
                 )
 
+    def control_of(self, params: Mapping[str, Any]) -> str:
+        """The name of the control of a part: control, or where that was trained otherwise, what is different about this one,
+        such as control-lr0.001."""
+        own = control_recipe(params)
+        if own not in self.controls.values():
+            first = next(iter(self.controls.values()), own)
+            words = [f"{key}{value}" for key, value in own.items() if value != first[key]]
+            self.controls["-".join(["control", *words])] = own
+        return next(name for name, recipe in self.controls.items() if recipe == own)
+
     def checked(self) -> None:
-        """Raises UserError where a variant has no reference of its seeds, or a control was trained otherwise than methods."""
-        quantizing = {run.part for name, runs in self.runs.items() for run in runs.values() if self._trains(name)}
-        trained = {}
-        for part in sorted(quantizing):
-            quant = from_mapping(Study, self.parts[part].params, "").quant
-            trained[part] = {key: getattr(quant, key) for key in OF_CONTROL}
-            first = next(iter(trained))
-            for key in OF_CONTROL:
-                if trained[part][key] != trained[first][key]:
-                    raise UserError(
-                        f"quant.{key} is {trained[first][key]} in {first} and {trained[part][key]} in {part}; their control "
-                        "cannot be the same"
-                    )
+        """Raises UserError where a variant has no reference of its seeds."""
         for name, facts in self.facts.items():
-            if facts.reference is None:
+            if facts.reference is None or facts.kind == "baseline":
                 continue
             missing = sorted(set(self.runs[name]) - set(self.runs.get(facts.reference, {})))
-            if missing and facts.kind != "baseline":
+            if missing:
                 raise UserError(
                     f"{name} has seed {missing[0]}, but its reference {facts.reference} has not; merge a part with both"
                 )
 
-    def _trains(self, name: str) -> bool:
-        return self.facts[name].kind in ("method", "control")
+
+def control_recipe(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a part's parameters its control depends on, beyond the trained model."""
+    quant = from_mapping(QuantParams, params["quant"], "quant")
+    scratch = quant.init == "scratch" or quant.preset == "source"
+    return {key: getattr(quant, key) for key in OF_CONTROL} | {"init": "scratch" if scratch else "checkpoint"}
 
 
 def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:
@@ -141,10 +144,9 @@ def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:
     if facts.kind == "model":
         name = variant if variant in study.models else study.quant.model
         return flat(dict(zip(("model", "train"), map(asdict, study.of_model(name)), strict=True)))
-    quant = asdict(study.quant)
-    if facts.kind == "control":
-        return flat({"quant": {key: quant[key] for key in OF_CONTROL}})
-    return flat({"quant": quant, "methods": {facts.method: study.methods.get(facts.method or "", {})}})
+    if facts.kind == "control":  # its name says what is special about it
+        return {}
+    return flat({"quant": asdict(study.quant), "methods": {facts.method: study.methods.get(facts.method or "", {})}})
 
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -185,12 +187,16 @@ def line_of(quant: QuantParams, where: str) -> str:
     return "-".join(([] if words and quant.preset == "all" else [quant.preset]) + words)
 
 
-def facts_of(variant: str, params: Mapping[str, Any], variants: Sequence[str], where: str) -> tuple[str, Facts]:
+def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) -> tuple[str, Facts]:
     """The name of a part's variant in the grid, such as lsq-4-paper, and what it is."""
     kind = kind_of(variant, params)
     quant = from_mapping(QuantParams, params["quant"], "quant")
     later = from_control(params["quant"], params.get("methods", {}).get(variant))
     wanted = reference(variant, kind, (quant.model, "control"), quant.model, later)
+    if wanted == "control":
+        wanted = grid.control_of(params)
+    if kind == "control":
+        return grid.control_of(params), Facts(kind, reference=wanted)
     if kind != "method":
         return variant, Facts(kind, reference=wanted)
     line = line_of(quant, where)
@@ -205,7 +211,7 @@ def in_order(facts: Mapping[str, Facts]) -> list[str]:
         if own.kind == "baseline":
             return (0, BASELINES.index(name))
         if own.kind != "method":
-            return (1 + (own.kind == "control"), own.reference is not None)
+            return (1 + (own.kind == "control"), own.reference is not None, name)
         line = LINES.index(own.line) if own.line in LINES else len(LINES)
         method = METHODS.index(own.method) if own.method in METHODS else len(METHODS)
         return (3, line, own.line, -(own.bits or 0), method, own.method)

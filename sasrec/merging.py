@@ -11,7 +11,7 @@ from typing import Any
 from sasrec.config import EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, write_json, write_text
-from sasrec.merged import PROTOCOLS, VALUES, Compared, Facts, Grid, Part, Run, changed, changes, facts_of
+from sasrec.merged import PROTOCOLS, VALUES, Compared, Facts, Grid, Part, Run, changed, changes, control_recipe, facts_of
 from sasrec.reference import ROOT, differences, packed, rank_file, same, unpacked
 from sasrec.report.results import BASELINE_SEED
 
@@ -66,7 +66,7 @@ def add(grid: Grid | None, file: Path) -> Grid:
         raise UserError(f"a part {name} with other parameters is merged already; keep this one under another name")
     grid.parts[name] = part
     for variant, values in content["variants"].items():
-        own, facts = facts_of(variant, content["params"], list(content["variants"]), str(file))
+        own, facts = facts_of(grid, variant, content["params"], str(file))
         seeds = (BASELINE_SEED,) if facts.kind == "baseline" else content["params"]["seeds"]
         for seed in seeds:
             ranks = {protocol: unpacked(rank_file(folder, variant, seed, protocol)) for protocol in PROTOCOLS}
@@ -164,6 +164,9 @@ def read(name: str) -> Grid:
         grid.parts[each["name"]] = Part(
             each["command"], params, each["environment"], lock.read_bytes(), tried["configurations"], tried["test_reads"]
         )
+    for variant, runs in content["runs"].items():
+        if runs["kind"] == "control":
+            grid.controls[variant] = control_recipe(grid.parts[runs["parts"][0]].params)
     curves: dict[tuple[str, int], list[str]] = {}
     heading, *rows = (folder / CURVES).read_text(encoding="utf-8").splitlines()
     grid.heading = heading.removeprefix("variant,seed,")

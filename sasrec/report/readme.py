@@ -1,8 +1,10 @@
 """Keep the tables of the documents in step with the committed metrics: python -m sasrec.report.readme [--check]
 
 The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of
-table -->`; PATH is the folder of metrics files, one reference file, or the folder of references for a summary of them. With
---check nothing is written, and the exit status is 1 where a table is out of date.
+table -->`; PATH is the folder of metrics files, one reference file, or the folder of references for a summary of them. In the
+same way `widths` has the figure, words and table of a merged reference, `choices` its figure and the choice at each width, and
+`beside` the variants of a reference beside the published figures of the same methods; these three stay empty as long as the
+file does not exist. With --check nothing is written, and the exit status is 1 where a table is out of date.
 """
 
 import re
@@ -13,11 +15,12 @@ from typing import Any
 
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
+from sasrec.report import widths as grid
 from sasrec.report.results import BASELINES
-from sasrec.report.tables import size_text
+from sasrec.report.tables import percent_text, size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
-TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|widths|choices|beside): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 # Rows come in this order; what is not named here follows as it is stored.
 ORDER = (
     "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "control",
@@ -83,7 +86,7 @@ def table(path: Path) -> str:
             + f" {row['hr@10']:.4f} | {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
             + f" {_figure(None if name in BASELINES else row['valid_ndcg@10'])} |" * kept
         )
-    lines += [_published(row, change) for row in content.get("published", [])]
+    lines += [_published(row, change) for row in content.get("published", []) if "variant" not in row]
     first = next(reversed(rows.values()))
     facts = f"{first['users']:,} users; protocol card `{first['card']}`"
     if not content:
@@ -123,12 +126,84 @@ def protocol(card: Mapping[str, Any]) -> str:
     return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in card.items())
 
 
-def filled(text: str) -> str:
-    """`text` with every table made anew."""
+CAPTION = (
+    "NDCG@10 on the test items against the bytes of the exported model, means over seeds. Bars: 95 % intervals of the difference "
+    "from the reference, user by user and seed by seed: trained methods against the control, `ptq` and `adaround` against the "
+    "checkpoint they start from. Band: the interval of the control, the full-precision model trained on for as long. Black: "
+    "models in full precision with fewer features, and float16; hollow: a quantized model on or under that line, which is not "
+    "worth it."
+)
+
+
+def picture(path: Path, document: Path) -> str:
+    """The figure of a merged reference with its caption, as seen from a document."""
+    image = path.with_suffix("") / "quality.png"
+    place = image.relative_to(document.parent).as_posix()
+    return f"![Quality against bytes, a line a method]({place})\n\n{CAPTION}\n\n"
+
+
+def widths(path: Path, document: Path) -> str:
+    """Everything of a merged reference: figure, words, table, and where it comes from."""
+    content = read_json(path)
+    found = grid.load(content)
+    seeds = sorted({len(point_seeds) for run in content["runs"].values() if (point_seeds := run["seeds"]) and run["method"]})
+    of_seeds = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "no"
+    made = content["environment"]
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    return (
+        picture(path, document) + grid.words(found) + "\n" + grid.table(found)
+        + f"\nBold: the choice, which has the highest NDCG@10 on validation. {len(content['parts'])} parts, {of_seeds} seeds a "
+        f"method, {made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters "
+        f"are in the file.\n\nProtocol: {protocol(content['card'])}.\n"
+    )  # fmt: skip
+
+
+def choices(path: Path, document: Path) -> str:
+    """The figure of a merged reference, and which method to choose at each width."""
+    return picture(path, document) + grid.short_table(grid.load(read_json(path)))
+
+
+def beside(path: Path, document: Path) -> str:
+    """The variants of a reference beside the published figures that name the same variant: NDCG@10 among sampled candidates,
+    and what a method changes in its own study."""
+    content = read_json(path)
+    published = {row["variant"]: row["sampled_ndcg@10"] for row in content["published"] if "variant" in row}
+    source = next(row["source"] for row in content["published"] if "variant" in row)
+    compared = {(row["variant"], row["reference"]): row for row in content["comparisons"]}
+    lines = [
+        f"| method | {source}: NDCG@10 | its change | here: sampled NDCG@10 | its change | full NDCG@10, change (95 % interval) |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    full = content["variants"]["control"]["sampled_ndcg@10"]
+    for name in ("control", *(name for name in ORDER if name in content["params"]["quantized"] and name != "control")):
+        theirs, own = published.get(name), content["variants"][name]
+        change = None if theirs is None or name == "control" else 100 * (theirs / published["control"] - 1)
+        row = compared.get((name, "control"))
+        cells = [
+            "full precision" if name == "control" else name,
+            _figure(theirs),
+            "" if change is None else percent_text(change, grid.MINUS),
+            f"{own['sampled_ndcg@10']:.4f}",
+            "" if name == "control" else percent_text(100 * (own["sampled_ndcg@10"] / full - 1), grid.MINUS),
+            "" if row is None else _change(row),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\nProtocol here: {protocol(content['card'])}.\n"
+
+
+OPTIONAL = {"widths": widths, "choices": choices, "beside": beside}
+
+
+def filled(text: str, document: Path) -> str:
+    """`text`, that of `document`, with every table made anew."""
 
     def made(match: re.Match[str]) -> str:
-        path = Path(match[2])
-        return f"{match[1]}{summary(path) if path.name == 'reference' else table(path)}{match[3]}"
+        kind, path = match[2], Path(match[3])
+        if kind in OPTIONAL:
+            content = OPTIONAL[kind](path, document) if path.exists() else ""
+        else:
+            content = summary(path) if path.name == "reference" else table(path)
+        return f"{match[1]}{content}{match[4]}"
 
     return TABLE.sub(made, text)
 
@@ -137,7 +212,7 @@ def main() -> None:
     try:
         for document in DOCUMENTS:
             text = document.read_text(encoding="utf-8")
-            new = filled(text)
+            new = filled(text, document)
             if "--check" not in sys.argv[1:]:
                 write_text(document, new)
             elif new != text:

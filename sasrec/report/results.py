@@ -23,7 +23,7 @@ Kind = Literal["model", "control", "method", "baseline"]
 BASELINES = ("popularity", "recent_popularity", "markov", "item_knn")
 BASELINE_SEED = 0  # they learn nothing, so that one seed is all
 # Methods that leave the trained weights as they are; the others are trained on, and so is what they are compared with.
-UNTRAINED = frozenset({"ptq", "adaround"})
+UNTRAINED = frozenset({"ptq", "adaround", "fp16"})
 # Methods that store the model in shorter floating-point numbers, and count as full precision.
 FLOATS = frozenset({"fp16"})
 # What the tables and figures cannot do without.

@@ -91,7 +91,7 @@ def load(content: Mapping[str, Any]) -> Widths:
             whole = Whole(name, values["bytes"], values["ndcg@10"], values["ndcg@10_low"], values["ndcg@10_high"])
             if run["kind"] == "model":
                 models.append(whole)
-            else:
+            elif name == "control":
                 control = whole
     return Widths(tuple(points), tuple(models), control, tuple(content["choices"]))
 

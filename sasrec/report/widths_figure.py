@@ -19,7 +19,7 @@ LOOKS = {
 }  # fmt: skip
 OTHER = ("#8B6D3F", "h")
 DASHES = {"all": "-", "paper": (0, (4, 2))}
-TITLES = {"all": "All tensors at b bits", "paper": "Encoder at b bits, tables at 8"}
+TITLES = {"all": "All tensors at b bits", "paper": "Encoder at b bits, tables 8"}
 
 
 def quality_against_bytes(widths: Widths) -> Figure:
@@ -40,7 +40,7 @@ def quality_against_bytes(widths: Widths) -> Figure:
         if with_models:
             _models(axes, widths)
         _methods(axes, widths, line)
-        axes.set_title(TITLES[line], pad=18)
+        axes.set_title(TITLES[line], pad=18, fontsize=10.5)
     panels[0].set_ylabel("NDCG@10 on test, all items ranked")
     figure.supxlabel("size of the exported model, logarithmic", fontsize=10.5)
     for axes, line in zip(panels, lines, strict=True):
@@ -68,7 +68,7 @@ def _extent(axes: Axes, widths: Widths, line: str, with_models: bool) -> None:
     span = max(high - low, 0.05)
     axes.set_xscale("log")
     # Room on the left for the methods' names.
-    axes.set_xlim(10 ** (low - (0.25 if with_models else 0.5) * span), 10 ** (high + 0.12 * span))
+    axes.set_xlim(10 ** (low - (0.27 if with_models else 0.75) * span), 10 ** (high + 0.14 * span))
     axes.xaxis.set_major_locator(_size_ticks(*axes.get_xlim()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -82,15 +82,18 @@ def _band(axes: Axes, control: Whole, named: bool) -> None:
     axes.axhline(control.quality, color="#7FA8C4", linewidth=0.9, zorder=1)
     if named:
         axes.annotate(
-            "full precision, trained on (control), 95 %", (0.015, control.low), xycoords=("axes fraction", "data"),
-            xytext=(0, 2), textcoords="offset points", fontsize=8, color="#3D6E8F", va="bottom",
+            "control: full precision, trained on; 95 %", (0.99, control.high), xycoords=("axes fraction", "data"),
+            xytext=(0, -2), textcoords="offset points", fontsize=8, color="#3D6E8F", va="top", ha="right",
         )  # fmt: skip
 
 
 def _models(axes: Axes, widths: Widths) -> None:
     """The line that quantized models are measured against, and the full-precision models on and under it."""
     front = widths.front
-    axes.plot([model.size for model in front], [model.quality for model in front], color=INK, linewidth=1.2, zorder=2)
+    # What is larger than the best of them is measured against that one.
+    x = [model.size for model in front] + [max(model.size for model in widths.models)]
+    y = [model.quality for model in front] + [front[-1].quality]
+    axes.plot(x, y, color=INK, linewidth=1.2, zorder=2)
     for model in widths.models:
         axes.plot([model.size], [model.quality], "s", color=INK, markersize=4.5, zorder=3)
         name = f"hidden {model.name[1:]}" if model.name[0] == "h" and model.name[1:].isdigit() else model.name
