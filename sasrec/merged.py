@@ -276,9 +276,7 @@ class Compared:
         if not shared:
             return None
         one = [BASELINE_SEED]
-        a, b = (
-            self._variant(name, one if self.grid.facts[name].kind == "baseline" else shared) for name in (first, second)
-        )
+        a, b = (self._variant(name, one if self.grid.facts[name].kind == "baseline" else shared) for name in (first, second))
         return a, b, shared
 
     def cells(self) -> dict[tuple[int, str], list[str]]:

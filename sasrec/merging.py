@@ -53,8 +53,7 @@ def add(grid: Grid | None, file: Path) -> Grid:
     for key in grid.card.keys() | content["card"].keys():
         if content["card"].get(key) != grid.card.get(key):
             raise UserError(
-                f"{file} was measured under another protocol: {key} is '{content['card'].get(key)}', "
-                f"not '{grid.card.get(key)}'"
+                f"{file} was measured under another protocol: {key} is '{content['card'].get(key)}', not '{grid.card.get(key)}'"
             )
     folder = file.with_suffix("")
     lock = gzip.compress((folder / "dvc.lock").read_bytes(), mtime=0)

@@ -157,7 +157,7 @@ def size(results: Results) -> Figure:
     axes.set_title("Quality against size of the exported file")
     axes.set_ylabel("NDCG@10, 95 % interval")
     axes.set_xlabel("bytes, logarithmic; equal sizes side by side")
-    axes.xaxis.set_major_locator(_size_ticks(*axes.get_xlim()))
+    axes.xaxis.set_major_locator(size_ticks(*axes.get_xlim()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes, variants)
@@ -165,7 +165,7 @@ def size(results: Results) -> Figure:
     return figure
 
 
-def _size_ticks(low: float, high: float) -> Any:
+def size_ticks(low: float, high: float) -> Any:
     steps = [1, 2, 5] if high / low > 3 else [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return FixedLocator([value for d in decades for step in steps if low <= (value := step * 10.0**d) <= high])

@@ -96,9 +96,7 @@ def load(content: Mapping[str, Any]) -> Widths:
     return Widths(tuple(points), tuple(models), control, tuple(content["choices"]))
 
 
-def _point(
-    name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Mapping[str, Any], worth: str | None
-) -> Point:
+def _point(name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Mapping[str, Any], worth: str | None) -> Point:
     percents = [100 * row[key] / row["base"] if row["base"] else 0.0 for key in ("difference", "low", "high")]
     quality = values["ndcg@10"]
     low, high = (quality + row[key] - row["difference"] for key in ("low", "high"))

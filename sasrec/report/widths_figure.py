@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from sasrec.report.figures import GREY, _size_ticks
+from sasrec.report.figures import GREY, size_ticks
 from sasrec.report.layout import spread
 from sasrec.report.tables import size_text
 from sasrec.report.widths import LINES, Point, Whole, Widths
@@ -69,7 +69,7 @@ def _extent(axes: Axes, widths: Widths, line: str, with_models: bool) -> None:
     axes.set_xscale("log")
     # Room on the left for the methods' names.
     axes.set_xlim(10 ** (low - (0.27 if with_models else 0.75) * span), 10 ** (high + 0.14 * span))
-    axes.xaxis.set_major_locator(_size_ticks(*axes.get_xlim()))
+    axes.xaxis.set_major_locator(size_ticks(*axes.get_xlim()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " ")))

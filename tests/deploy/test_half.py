@@ -36,9 +36,7 @@ def test_it_takes_half_the_bytes_and_scores_as_the_checkpoint(tmp_path: Path) ->
     save_model(tmp_path / "saved", model, model.state_dict(), {})
     read, _ = load_model(tmp_path / "saved")
     card = {"valid_ndcg@10": 0.5}
-    full, small = (
-        export(tmp_path / name, each, {}, CATALOGUE, card) for name, each in (("full", whole), ("half", read))
-    )
+    full, small = (export(tmp_path / name, each, {}, CATALOGUE, card) for name, each in (("full", whole), ("half", read)))
     assert 2 * small.embedding_bytes == full.embedding_bytes and 2 * small.weight_bytes == full.weight_bytes
     assert (full.bits, small.bits) == (32, 16)
     saved = full.embedding_bytes + full.weight_bytes - small.embedding_bytes - small.weight_bytes
