@@ -141,8 +141,8 @@ CAPTIONS = {
     "so the intervals are much narrower. A hollow mark is a difference within noise: its interval includes 0.",
     "size": "NDCG@10 against the bytes of the exported files, scales and manifest included. Variants of about the "
     "same size stand side by side, the best first. The baselines are left out.",
-    "sensitivity": "Rise of the validation loss when one tensor of the trained model is rounded to the nearest and all others stay in "
-    "full precision, after training. What is high here is where a narrow width costs most.",
+    "sensitivity": "Rise of the validation loss when one tensor of the trained model is rounded, after training, and all "
+    "others stay in full precision. What is high here is where a narrow width costs most.",
     "latency": "Median time of the exported models on this machine, run by their own runtime, from full histories to the ten "
     "best of all items. Quantized ones multiply integers. plots/benchmark has these numbers with their 99th percentiles, and "
     "beside them the same network in full precision, run by torch and by onnxruntime, bytes, memory, load time, and the "
@@ -308,8 +308,8 @@ def _mixed(found: Sensitivity) -> str:
         cells_text = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{_text(name)}</th>{cells_text}<td class="text">{escape(each.widths)}</td></tr>')
     caption = (
-        "All weights and tables rounded after training, activations at 8 bits: uniform widths, and those that quant.budget_kb and "
-        f"quant.max_drop choose by the figure above. Loss: rise over full precision ({found.full:.4f} nats) on validation."
+        "All weights and tables rounded after training, activations at 8 bits: uniform widths, and those that quant.budget_kb "
+        f"and quant.max_drop choose by the figure above. Loss: rise over full precision ({found.full:.4f} nats) on validation."
     )
     return _table("Mixed widths", caption, ("Widths", "Bytes of weights and tables", "Loss", "Tensors at bits"), rows)
 

@@ -127,11 +127,11 @@ def protocol(card: Mapping[str, Any]) -> str:
 
 
 CAPTION = (
-    "NDCG@10 on the test items against the bytes of the exported model, means over seeds. Bars: 95 % intervals of the difference "
-    "from the reference, user by user and seed by seed: trained methods against the control, `ptq` and `adaround` against the "
-    "checkpoint they start from. Band: the interval of the control, the full-precision model trained on for as long. Black: "
-    "models in full precision with fewer features, and float16; hollow: a quantized model on or under that line, which is not "
-    "worth it."
+    "NDCG@10 on the test items against the bytes of the exported model, means over seeds. Bars: 95 % intervals of the "
+    "difference from the reference, user by user and seed by seed: trained methods against the control of the same seed and "
+    "recipe, `ptq` and `adaround` against the checkpoint they start from. Band: the interval of the control, the "
+    "full-precision model trained on for as long. Black: models in full precision with fewer features, and float16. Hollow: a "
+    "quantized model on or under that line, which is not worth it."
 )
 
 
@@ -146,16 +146,14 @@ def widths(path: Path, document: Path) -> str:
     """Everything of a merged reference: figure, words, table, and where it comes from."""
     content = read_json(path)
     found = grid.load(content)
-    seeds = sorted({len(point_seeds) for run in content["runs"].values() if (point_seeds := run["seeds"]) and run["method"]})
-    of_seeds = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "no"
     made = content["environment"]
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
-    return (
-        picture(path, document) + grid.words(found) + "\n" + grid.table(found)
-        + f"\nBold: the choice, which has the highest NDCG@10 on validation. {len(content['parts'])} parts, {of_seeds} seeds a "
-        f"method, {made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters "
-        f"are in the file.\n\nProtocol: {protocol(content['card'])}.\n"
-    )  # fmt: skip
+    facts = (
+        f"Bold: the choice, which has the highest NDCG@10 on validation. {len(content['parts'])} parts, "
+        f"{made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters are in "
+        f"the file.\n\nProtocol: {protocol(content['card'])}.\n"
+    )
+    return f"{picture(path, document)}{grid.words(found)}\n{grid.table(found)}\n{facts}"
 
 
 def choices(path: Path, document: Path) -> str:
@@ -171,7 +169,7 @@ def beside(path: Path, document: Path) -> str:
     source = next(row["source"] for row in content["published"] if "variant" in row)
     compared = {(row["variant"], row["reference"]): row for row in content["comparisons"]}
     lines = [
-        f"| method | {source}: NDCG@10 | its change | here: sampled NDCG@10 | its change | full NDCG@10, change (95 % interval) |",
+        f"| method | {source}: NDCG@10 | its change | here: sampled NDCG@10 | its change | change of full NDCG@10 |",
         "|---|---:|---:|---:|---:|---|",
     ]
     full = content["variants"]["control"]["sampled_ndcg@10"]

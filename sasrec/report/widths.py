@@ -42,6 +42,7 @@ class Whole:
     """A full-precision model, or the control."""
 
     name: str
+    seeds: int
     size: int
     quality: float
     low: float
@@ -51,11 +52,11 @@ class Whole:
 @dataclass(frozen=True)
 class Widths:
     """points: by line, then from the widest width down. front: names of the full-precision models that quantized ones are
-    measured against, smallest first. choices: as stored."""
+    measured against, smallest first. controls: one a recipe of fine-tuning. choices: as stored."""
 
     points: tuple[Point, ...]
     models: tuple[Whole, ...]
-    control: Whole | None
+    controls: tuple[Whole, ...]
     choices: tuple[Mapping[str, Any], ...]
 
     def line(self, line: str) -> list[Point]:
@@ -82,18 +83,16 @@ def load(content: Mapping[str, Any]) -> Widths:
     """content: a merged reference file."""
     compared = {(row["variant"], row["reference"]): row for row in content["comparisons"]}
     worth = {row["variant"]: row["verdict"] for row in content["frontier"]}
-    points, models, control = [], [], None
+    points, models, controls = [], [], []
     for name, run in content["runs"].items():
         values = content["variants"][name]
         if run["kind"] == "method":
             points.append(_point(name, run, values, compared[name, run["reference"]], worth.get(name)))
         elif run["kind"] != "baseline":
-            whole = Whole(name, values["bytes"], values["ndcg@10"], values["ndcg@10_low"], values["ndcg@10_high"])
-            if run["kind"] == "model":
-                models.append(whole)
-            elif name == "control":
-                control = whole
-    return Widths(tuple(points), tuple(models), control, tuple(content["choices"]))
+            numbers = (values[key] for key in ("bytes", "ndcg@10", "ndcg@10_low", "ndcg@10_high"))
+            whole = Whole(name, len(run["seeds"]), *numbers)
+            (models if run["kind"] == "model" else controls).append(whole)
+    return Widths(tuple(points), tuple(models), tuple(controls), tuple(content["choices"]))
 
 
 def _point(name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Mapping[str, Any], worth: str | None) -> Point:
@@ -157,8 +156,8 @@ def worth_sentence(widths: Widths, line: str) -> str:
         parts.append("every quantized model is above the line of full-precision models of its size")
     else:
         if wide:
-            held = [bits for bits in sorted(wide, reverse=True)]
-            parts.append(f"the chosen method is worth its bytes at {listed([str(bits) for bits in held])} bits")
+            held = listed([str(bits) for bits in sorted(wide, reverse=True)])
+            parts.append(f"the chosen method is worth its bytes at {held} bits")
         lost = [best for best in cells.values() if best.worth == "not worth it"]
         if lost:
             parts.append(
@@ -189,22 +188,25 @@ def words(widths: Widths) -> str:
 def table(widths: Widths) -> str:
     """Width x line x method in Markdown: what each loses against its reference, and what that is worth."""
     rows = [
-        "| bits | line | method | size | NDCG@10 | change against its reference (95 % interval) | verdict | against full precision "
-        "of its size |",
-        "|---:|---|---|---:|---:|---|---|---|",
+        "| bits | line | method | seeds | size | NDCG@10 | change against its reference (95 % interval) | verdict | against "
+        "full precision of its size |",
+        "|---:|---|---|---:|---:|---:|---|---|---|",
     ]
     best = {choice["best"] for choice in widths.choices}
     for point in widths.points:
         name = f"**{point.method}**" if point.name in best else point.method
         rows.append(
-            f"| {point.bits} | {point.line} | {name} | {size_text(point.size)} | {point.quality:.4f} | {change_text(point)} "
-            f"of {point.reference} | {point.verdict} | {point.worth or 'smaller than any'} |"
+            f"| {point.bits} | {point.line} | {name} | {point.seeds} | {size_text(point.size)} | {point.quality:.4f} "
+            f"| {change_text(point)} of {point.reference} | {point.verdict} | {point.worth or 'smaller than any'} |"
         )
     for model in sorted(widths.models, key=lambda model: -model.size):
-        rows.append(f"|  |  | {model.name} | {size_text(model.size)} | {model.quality:.4f} |  |  | full precision |")
-    if widths.control:
-        own = widths.control
-        rows.append(f"|  |  | {own.name} | {size_text(own.size)} | {own.quality:.4f} |  |  | full precision, trained on |")
+        rows.append(
+            f"|  |  | {model.name} | {model.seeds} | {size_text(model.size)} | {model.quality:.4f} |  |  | full precision |"
+        )
+    rows += [
+        f"|  |  | {own.name} | {own.seeds} | {size_text(own.size)} | {own.quality:.4f} |  |  | full precision, trained on |"
+        for own in widths.controls
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -215,6 +217,7 @@ def short_table(widths: Widths) -> str:
         point = widths.get(choice["best"])
         tied = listed([widths.get(name).method for name in choice["tied"]]) or "none"
         rows.append(
-            f"| {point.bits} | {in_words(point.line)} | {point.method} | {change_text(point)} | {size_text(point.size)} | {tied} |"
+            f"| {point.bits} | {in_words(point.line)} | {point.method} | {change_text(point)} | {size_text(point.size)} "
+            f"| {tied} |"
         )
     return "\n".join(rows) + "\n"

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from sasrec.report.figures import GREY, size_ticks
+from sasrec.report.figures import size_ticks
 from sasrec.report.layout import spread
 from sasrec.report.tables import size_text
 from sasrec.report.widths import LINES, Point, Whole, Widths
@@ -35,8 +35,8 @@ def quality_against_bytes(widths: Widths) -> Figure:
     for axes, line in zip(panels, lines, strict=True):
         with_models = axes is panels[0]
         _extent(axes, widths, line, with_models)
-        if widths.control:
-            _band(axes, widths.control, named=with_models)
+        if widths.controls:
+            _band(axes, widths.controls[0], named=with_models)
         if with_models:
             _models(axes, widths)
         _methods(axes, widths, line)
@@ -52,7 +52,7 @@ def quality_against_bytes(widths: Widths) -> Figure:
 def _limits(axes: Axes, widths: Widths, lines: list[str]) -> None:
     """From the lowest point or model to the control's band."""
     points = [point for line in lines for point in widths.line(line)]
-    tops = [point.high for point in points] + [whole.high for whole in [widths.control] if whole]
+    tops = [point.high for point in points] + [whole.high for whole in widths.controls[:1]]
     tops += [whole.quality for whole in widths.models]
     lows = [point.low for point in points] + [model.quality for model in widths.models]
     low, high = min(lows), max(tops)
@@ -68,7 +68,7 @@ def _extent(axes: Axes, widths: Widths, line: str, with_models: bool) -> None:
     span = max(high - low, 0.05)
     axes.set_xscale("log")
     # Room on the left for the methods' names.
-    axes.set_xlim(10 ** (low - (0.27 if with_models else 0.75) * span), 10 ** (high + 0.14 * span))
+    axes.set_xlim(10 ** (low - (0.33 if with_models else 0.75) * span), 10 ** (high + 0.14 * span))
     axes.xaxis.set_major_locator(size_ticks(*axes.get_xlim()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -97,8 +97,10 @@ def _models(axes: Axes, widths: Widths) -> None:
     for model in widths.models:
         axes.plot([model.size], [model.quality], "s", color=INK, markersize=4.5, zorder=3)
         name = f"hidden {model.name[1:]}" if model.name[0] == "h" and model.name[1:].isdigit() else model.name
+        last = model.size == max(other.size for other in widths.models)
         axes.annotate(
-            name, (model.size, model.quality), (5, -4), textcoords="offset points", fontsize=8.5, color=INK, va="top",
+            name, (model.size, model.quality), (5, -5), textcoords="offset points", fontsize=8.5, color=INK, va="top",
+            ha="right" if last else "left",
         )  # fmt: skip
 
 
