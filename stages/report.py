@@ -7,9 +7,8 @@ from sasrec.config import Study
 from sasrec.files import write_text
 from sasrec.report import figures
 from sasrec.report.bars import sensitivity as sensitivity_bars
-from sasrec.report.findings import best_method
 from sasrec.report.page import render
-from sasrec.report.results import BASELINES, load_results, load_stats
+from sasrec.report.results import BASELINES, best_method, load_results, load_stats
 from sasrec.report.sensitivity import load_sensitivity
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.tables import results_table, summary_csv, summary_rows
@@ -38,7 +37,7 @@ def main(study: Study) -> None:
     drawings = {name: (PLOTS / f"{name}.png").read_bytes() for name in drawn}
     rows = summary_rows(results)
     write_text(PLOTS / "summary.csv", summary_csv(rows))
-    best = best_method(results)
+    best = best_method(results.variants)
     page = render(results, stats, study.quant, drawings, best.name if best else None, study.methods, sensitivity)
     write_text(PLOTS / "report.html", page)
     print(results_table(rows), end="")

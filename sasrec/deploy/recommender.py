@@ -133,6 +133,7 @@ class Tensors:
         if name not in self._kept:
             entry = self.entries[name]
             shape, dtype = entry["unpacked"]["shape"], entry["unpacked"]["dtype"]
+            array: Array
             if dtype.startswith("float"):
                 array = self._bytes(entry, f"<f{entry['bits'] // 8}").reshape(shape).astype(np.float32, copy=False)
             else:

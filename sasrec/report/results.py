@@ -125,7 +125,8 @@ def load_results(study: Study) -> Results:
                 f"and cannot be compared; run `dvc repro`"
             )
     exported = [variant.name for variant in variants if variant.kind == "method"]
-    return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes), agreement(exported))
+    compared = {(a.name, b.name): (a, b) for a, b in [*pairs(variants), *rivals(variants)]}
+    return Results(tuple(variants), compare(list(compared.values()), study.evaluate), tuple(notes), agreement(exported))
 
 
 def agreement(names: Sequence[str]) -> str:
@@ -239,6 +240,21 @@ def pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
             if other in named:
                 found[variant.name, other] = (variant, named[other])
     return list(found.values())
+
+
+def best_method(variants: Sequence[Variant]) -> Variant | None:
+    """The quantized variant with the highest NDCG@10 on validation, the first of equals; tests choose nothing."""
+    return max(
+        (variant for variant in variants if variant.kind == "method" and variant.metrics["valid_ndcg@10"] is not None),
+        key=lambda variant: variant.metrics["valid_ndcg@10"],
+        default=None,
+    )
+
+
+def rivals(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+    """The method to choose against each other one, which tells what it is tied with."""
+    best = best_method(variants)
+    return [(best, other) for other in variants if best and other.kind == "method" and other.name != best.name]
 
 
 def compare(compared: Sequence[tuple[Variant, Variant]], params: EvaluateParams) -> dict[tuple[str, str], Comparison]:

@@ -83,7 +83,9 @@ def load(content: Mapping[str, Any]) -> Widths:
     """content: a merged reference file."""
     compared = {(row["variant"], row["reference"]): row for row in content["comparisons"]}
     worth = {row["variant"]: row["verdict"] for row in content["frontier"]}
-    points, models, controls = [], [], []
+    points: list[Point] = []
+    models: list[Whole] = []
+    controls: list[Whole] = []
     for name, run in content["runs"].items():
         values = content["variants"][name]
         if run["kind"] == "method":
@@ -96,12 +98,15 @@ def load(content: Mapping[str, Any]) -> Widths:
 
 
 def _point(name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Mapping[str, Any], worth: str | None) -> Point:
-    percents = [100 * row[key] / row["base"] if row["base"] else 0.0 for key in ("difference", "low", "high")]
+    change, change_low, change_high = (
+        100 * row[key] / row["base"] if row["base"] else 0.0 for key in ("difference", "low", "high")
+    )
     quality = values["ndcg@10"]
-    low, high = (quality + row[key] - row["difference"] for key in ("low", "high"))
     return Point(
-        name, run["method"], run["bits"], run["line"], len(run["seeds"]), values["bytes"], quality, low, high,
-        run["reference"], *percents, {"within noise": "tied"}.get(row["verdict"], row["verdict"]), worth,
+        name=name, method=run["method"], bits=run["bits"], line=run["line"], seeds=len(run["seeds"]), size=values["bytes"],
+        quality=quality, low=quality + row["low"] - row["difference"], high=quality + row["high"] - row["difference"],
+        reference=run["reference"], change=change, change_low=change_low, change_high=change_high,
+        verdict={"within noise": "tied"}.get(row["verdict"], row["verdict"]), worth=worth,
     )  # fmt: skip
 
 
@@ -131,10 +136,11 @@ def choice_sentence(widths: Widths, choice: Mapping[str, Any]) -> str:
     sentence = f"{bits_text(best.bits)}, {in_words(best.line)}: **{best.method}**, {change_text(best)} against {best.reference}"
     if not others:
         return sentence + "; no other method was measured."
+    plain = ", of which ptq needs no training" if "ptq" in groups["tied"] else ""
     if len(groups["tied"]) == others:
-        return sentence + f"; all methods are tied ({listed(groups['tied'])})."
+        return sentence + f"; tied with all others{plain}."
     if groups["tied"]:
-        sentence += f"; tied with {listed(groups['tied'])}"
+        sentence += f"; tied with {listed(groups['tied'])}{plain}"
     if groups["ahead"]:
         sentence += f"; on the test items {listed(groups['ahead'])} did better"
     return sentence + ("." if groups["tied"] or groups["ahead"] else "; the others are behind.")

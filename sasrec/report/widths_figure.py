@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from sasrec.report.figures import size_ticks
 from sasrec.report.layout import spread
@@ -30,11 +30,12 @@ def quality_against_bytes(widths: Widths) -> Figure:
         figure.text(0.5, 0.5, "No quantized model was measured.", ha="center")
         return figure
     ratios = [1.75, 1][: len(lines)]
+    inches = [0.88 * WIDTH * ratio / sum(ratios) for ratio in ratios]
     panels = figure.subplots(1, len(lines), sharey=True, squeeze=False, width_ratios=ratios)[0]
     _limits(panels[0], widths, lines)
-    for axes, line in zip(panels, lines, strict=True):
+    for axes, line, width in zip(panels, lines, inches, strict=True):
         with_models = axes is panels[0]
-        _extent(axes, widths, line, with_models)
+        _extent(axes, widths, line, with_models, width)
         if widths.controls:
             _band(axes, widths.controls[0], named=with_models)
         if with_models:
@@ -60,16 +61,20 @@ def _limits(axes: Axes, widths: Widths, lines: list[str]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6))
 
 
-def _extent(axes: Axes, widths: Widths, line: str, with_models: bool) -> None:
+def _extent(axes: Axes, widths: Widths, line: str, with_models: bool, inches: float) -> None:
+    """Room for the methods' names on the left. inches: the width of the panel."""
     sizes = [point.size for point in widths.line(line)]
     if with_models:
         sizes += [model.size for model in widths.models]
     low, high = np.log10(min(sizes)), np.log10(max(sizes))
-    span = max(high - low, 0.05)
+    left, right = 1.0 / inches, 0.08  # shares of the panel
+    unit = max(high - low, 0.05) / (1 - left - right)
     axes.set_xscale("log")
-    # Room on the left for the methods' names.
-    axes.set_xlim(10 ** (low - (0.33 if with_models else 0.75) * span), 10 ** (high + 0.14 * span))
-    axes.xaxis.set_major_locator(size_ticks(*axes.get_xlim()))
+    axes.set_xlim(10 ** (low - left * unit), 10 ** (high + right * unit))
+    ends = axes.get_xlim()
+    # Over a narrow range round numbers are evenly spaced, over a wide one 1, 2 and 5.
+    narrow = [tick for tick in MaxNLocator(3).tick_values(*ends) if ends[0] <= tick <= ends[1]]
+    axes.xaxis.set_major_locator(FixedLocator(narrow) if ends[1] < 2 * ends[0] else size_ticks(*ends))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " ")))

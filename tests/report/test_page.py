@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 
 from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
-from sasrec.report.findings import answer, best_method, details, width_text
+from sasrec.report.findings import answer, details, width_text
 from sasrec.report.layout import side_by_side, spread
-from sasrec.report.results import Comparison, Results, load_results
+from sasrec.report.results import Comparison, Results, best_method, load_results
 from stages.report import main
+from tests.report.conftest import RANKS
 
 FIGURES = ("quality.png", "size.png", "sensitivity.png", "curves.png", "latency.png")
 VOID = {"meta", "img", "br", "link"}
@@ -105,7 +107,7 @@ def comparison(reference: str, difference: float, noise: float) -> Comparison:
 
 def test_the_choice_is_made_on_validation(folder: Path, study: Study) -> None:
     results = load_results(study)
-    best = best_method(results)
+    best = best_method(results.variants)
     assert best is not None and best.name == "lsq"
     for variant in results.variants:
         variant.metrics["valid_ndcg@10"] = {"ptq": 0.9}.get(variant.name, 0.1)
@@ -188,3 +190,20 @@ def test_a_broken_sensitivity_table_is_named_with_its_line(folder: Path, study: 
     path.unlink()
     with pytest.raises(UserError, match=r"plots/mixed\.csv does not exist"):
         main(study)
+
+
+def test_methods_that_cannot_be_told_apart_are_tied(folder: Path, study: Study, writer: Callable[..., None]) -> None:
+    RANKS["pact"], RANKS["ste"] = RANKS["lsq"], [1, 1, 1, 1, 1]
+    try:
+        writer("pact")
+        writer("ste")
+        results = load_results(replace(study, quantized=("ptq", "lsq", "pact", "ste"), variants=("ptq", "lsq", "pact", "ste")))
+    finally:
+        del RANKS["pact"], RANKS["ste"]
+    for variant in results.variants:
+        variant.metrics["valid_ndcg@10"] = {"lsq": 0.9}.get(variant.name, 0.1)
+    compared = {**results.comparisons, ("lsq", "pact"): comparison("pact", 0, 0.01)}
+    text = answer(Results(results.variants, compared | {("lsq", "ste"): comparison("ste", -0.1, 0.01)}), study.quant)
+    assert "Tied with lsq, as the intervals of their paired differences include 0: pact." in text
+    assert "On the test items ste did better than lsq, beyond noise." in text
+    assert {("lsq", "ptq")} <= set(results.comparisons)
