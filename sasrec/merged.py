@@ -143,7 +143,8 @@ def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:
         return flat(asdict(study.evaluate))
     if facts.kind == "model":
         name = variant if variant in study.models else study.quant.model
-        return flat(dict(zip(("model", "train"), map(asdict, study.of_model(name)), strict=True)))
+        model, train = study.of_model(name)
+        return flat({"model": asdict(model), "train": asdict(train)})
     if facts.kind == "control":  # its name says what is special about it
         return {}
     return flat({"quant": asdict(study.quant), "methods": {facts.method: study.methods.get(facts.method or "", {})}})

@@ -20,7 +20,7 @@ from sasrec.report.readme import filled
 from stages import reference as command
 from tests.conftest import ROOT
 
-CARD = {"data": "toy", "users": 40}
+CARD = {"data": "toy", "users": 40, "items": 30}
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 USERS = 40
 BASE = np.random.default_rng(0).integers(1, 9, USERS).astype(float)
@@ -37,7 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     def write(name: str, shifts: dict[str, float], seed: int = 0, size: int = 1000, **changed_params: Any) -> Path:
         models = [variant for variant in shifts if variant in ("sasrec", "h8", "h16")]
         quantized = [variant for variant in shifts if variant not in models]
-        per_model = {model: {} for model in models} | {"sasrec": {}}
+        per_model: dict[str, Any] = {model: {} for model in models} | {"sasrec": {}}
         params = PARAMS | {"models": models, "quantized": quantized, "variants": list(shifts), "seeds": [seed]}
         params |= {"per_model": per_model, "quant": PARAMS["quant"] | changed_params.pop("quant", {})}
         params |= {"evaluate": PARAMS["evaluate"] | {"bootstrap": 200}} | changed_params
@@ -221,7 +221,8 @@ def test_the_line_of_models() -> None:
     front = undominated([("c", 400, 0.4), ("a", 100, 0.1), ("b", 200, 0.05), ("d", 800, 0.4)])
     assert front == [("a", 100, 0.1), ("c", 400, 0.4)]
     assert between(99, front) is None
-    assert between(200, front) == ("a", "c", pytest.approx(0.5))
+    below, above, share = between(200, front) or ("", "", 0)
+    assert (below, above) == ("a", "c") and share == pytest.approx(0.5)
     assert between(900, front) == ("c", "c", 0.0)
 
 
@@ -273,6 +274,7 @@ def test_the_documents_show_a_merged_reference_once_it_exists(make: Make) -> Non
     merge(make("a", WHOLE | {"ptq": 1.0, "lsq": 0.5}, quant={"bits": 4}))
     text = filled(places, Path("README.md"))
     assert text.count("![Quality against bytes, a line a method](metrics/reference/bits/quality.png)") == 2
+    assert "On real data ([bits](metrics/reference/README.md), 40 users and 30 items):" in text
     assert "| 4 | every tensor | lsq |" in text and "| 4 | all | **lsq** | 1 | 1.00 kB |" in text
     assert "1 parts, 0.0 hours in all with 1 thread of x" in text
     assert "](bits/quality.png)" in filled(places, Path("metrics/reference/README.md"))

@@ -158,7 +158,10 @@ def widths(path: Path, document: Path) -> str:
 
 def choices(path: Path, document: Path) -> str:
     """The figure of a merged reference, and which method to choose at each width."""
-    return picture(path, document) + grid.short_table(grid.load(read_json(path)))
+    content = read_json(path)
+    card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
+    lead = f"On real data ([{path.stem}]({table_of}), {card['users']:,} users and {card['items']:,} items):\n\n"
+    return lead + picture(path, document) + grid.short_table(grid.load(content))
 
 
 def beside(path: Path, document: Path) -> str:

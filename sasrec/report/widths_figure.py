@@ -117,7 +117,7 @@ def _methods(axes: Axes, widths: Widths, line: str) -> None:
         colour, marker = LOOKS.get(method, OTHER)
         x, y = [point.size for point in points], [point.quality for point in points]
         reach = [[p.quality - p.low for p in points], [p.high - p.quality for p in points]]
-        axes.plot(x, y, color=colour, linestyle=DASHES[line], linewidth=1.3, zorder=4)  # type: ignore[arg-type]
+        axes.plot(x, y, color=colour, linestyle=DASHES[line], linewidth=1.3, zorder=4)
         axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=colour, elinewidth=0.9, capsize=1.8, zorder=4)
         for point in points:
             face = colour if point.worth != "not worth it" else "white"
