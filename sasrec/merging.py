@@ -23,8 +23,10 @@ def merge(name: str, parts: Sequence[str]) -> list[str]:
     metrics/reference, or paths of a part's .json or folder elsewhere. Raises UserError before anything is written where a part
     does not fit: other data or protocol, another checkpoint or control of a seed, a run that is there with other ranks."""
     grid: Grid | None = read(name) if (ROOT / f"{name}.json").exists() else None
-    for part in parts:
-        grid = add(grid, located(part))
+    # The widest first: the control that has no more to its name than that is then the one of the widest width.
+    files = sorted(map(located, parts), key=lambda file: -read_json(file)["params"]["quant"]["bits"])
+    for file in files:
+        grid = add(grid, file)
     if grid is None:
         raise UserError("name at least one part to merge")
     grid.checked()

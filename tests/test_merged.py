@@ -82,10 +82,10 @@ def test_parts_become_variants_by_method_width_and_line(make: Make) -> None:
     content = merge(
         make("a", WHOLE | {"ptq": 1.0, "lsq": 0.5}, quant={"bits": 4}),
         make("b", WHOLE | {"lsq": 0.0}, quant={"bits": 4, "preset": "paper"}),
-        make("c", WHOLE | {"lsq": 2.0}, quant={"bits": 8, "embedding_bits": 2}),
+        make("c", WHOLE | {"lsq": 2.0}, quant={"bits": 4, "embedding_bits": 2}),
         make("d", WHOLE | {"ptq": 1.0, "lsq": 0.5}, seed=1, quant={"bits": 4}),
     )
-    assert list(content["variants"]) == ["sasrec", "control", "ptq-4-all", "lsq-4-all", "lsq-4-paper", "lsq-8-tables2"]
+    assert list(content["variants"]) == ["sasrec", "control", "ptq-4-all", "lsq-4-all", "lsq-4-paper", "lsq-4-tables2"]
     run = content["runs"]["lsq-4-all"]
     assert (run["method"], run["bits"], run["line"], run["seeds"], run["parts"]) == ("lsq", 4, "all", [0, 1], ["a", "d"])
     assert content["environment"]["seconds"] == 240
@@ -116,9 +116,9 @@ def test_each_is_compared_with_its_reference_over_the_seeds_of_both(make: Make) 
 
 def test_adding_later_gives_what_merging_at_once_gives(make: Make) -> None:
     parts = [
-        make("a", WHOLE | {"lsq": 0.5}, quant={"bits": 4}),
-        make("b", WHOLE | {"lsq": 1.0}, quant={"bits": 6, "lr": 0.01}),
         make("m", {"sasrec": 0.0, "h8": 3.0}),
+        make("b", WHOLE | {"lsq": 1.0}, quant={"bits": 6, "lr": 0.01}),
+        make("a", WHOLE | {"lsq": 0.5}, quant={"bits": 4}),
     ]
     at_once = merge(*parts)
     files = {path.name: path.read_bytes() for path in Path("metrics/reference/bits").rglob("*") if path.is_file()}
@@ -131,10 +131,8 @@ def test_adding_later_gives_what_merging_at_once_gives(make: Make) -> None:
 
 
 def test_another_recipe_has_a_control_of_its_own(make: Make) -> None:
-    content = merge(
-        make("a", WHOLE | {"lsq": 0.5}, quant={"bits": 8}),
-        make("b", {"sasrec": 0.0, "control": 1.0, "lsq": 0.5}, quant={"bits": 2, "lr": 0.001}),
-    )
+    narrow = make("b", {"sasrec": 0.0, "control": 1.0, "lsq": 0.5}, quant={"bits": 2, "lr": 0.001})
+    content = merge(narrow, make("a", WHOLE | {"lsq": 0.5}, quant={"bits": 8}))
     assert {name: run["reference"] for name, run in content["runs"].items()} == {
         "sasrec": None, "control": "sasrec", "control-lr0.001": "sasrec", "lsq-8-all": "control",
         "lsq-2-all": "control-lr0.001",
@@ -207,7 +205,7 @@ def test_check_notices_what_the_ranks_do_not_give(make: Make, path: tuple[Any, .
 def test_a_method_is_worth_it_above_the_line_of_full_precision_models(make: Make) -> None:
     content = merge(
         make("a", WHOLE | {"ptq": 3.0, "lsq": 0.0}, size=2000, quant={"bits": 4}),
-        make("m", {"sasrec": 0.0, "h8": 1.0, "h16": 2.0}),
+        make("m", {"sasrec": 0.0, "h8": 1.0, "h16": 2.0}, size=2000),
     )
     # h16 is larger than h8 and worse, so that the line goes from h8 to sasrec, at log(2000 / 1500) / log(8000 / 1500).
     rows = {row["variant"]: row for row in content["frontier"]}

@@ -48,12 +48,11 @@ def summary(path: Path) -> str:
     ]
     for file in sorted(path.glob("*.json")):
         content = read_json(file)
-        for name in content["params"]["models"] if content["published"] else ():
+        published = [row for row in content["published"] if "variant" not in row]
+        for name in content["params"]["models"] if published else ():
             row = content["variants"][name]
             figures = [f"{row[key]:.4f}" for key in ("hr@10", "ndcg@10", "sampled_hr@10", "sampled_ndcg@10")]
-            lines.append(
-                f"| [{file.stem}]({file.as_posix()}) | {name} | {' | '.join(figures)} | {_figures(content['published'][0])} |"
-            )
+            lines.append(f"| [{file.stem}]({file.as_posix()}) | {name} | {' | '.join(figures)} | {_figures(published[0])} |")
     return "\n".join(lines) + "\n"
 
 

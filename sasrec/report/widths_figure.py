@@ -38,8 +38,7 @@ def quality_against_bytes(widths: Widths) -> Figure:
         _extent(axes, widths, line, with_models, width)
         if widths.controls:
             _band(axes, widths.controls[0], named=with_models)
-        if with_models:
-            _models(axes, widths)
+        _models(axes, widths)
         _methods(axes, widths, line)
         axes.set_title(TITLES[line], pad=18, fontsize=10.5)
     panels[0].set_ylabel("NDCG@10 on test, all items ranked")
@@ -93,13 +92,17 @@ def _band(axes: Axes, control: Whole, named: bool) -> None:
 
 
 def _models(axes: Axes, widths: Widths) -> None:
-    """The line that quantized models are measured against, and the full-precision models on and under it."""
+    """The line that quantized models are measured against, and the full-precision models on and under it, as far as they are
+    within the panel."""
     front = widths.front
+    if not front:
+        return
+    low, high = axes.get_xlim()
     # What is larger than the best of them is measured against that one.
     x = [model.size for model in front] + [max(model.size for model in widths.models)]
     y = [model.quality for model in front] + [front[-1].quality]
     axes.plot(x, y, color=INK, linewidth=1.2, zorder=2)
-    for model in widths.models:
+    for model in (model for model in widths.models if low < model.size < high):
         axes.plot([model.size], [model.quality], "s", color=INK, markersize=4.5, zorder=3)
         name = f"hidden {model.name[1:]}" if model.name[0] == "h" and model.name[1:].isdigit() else model.name
         last = model.size == max(other.size for other in widths.models)
