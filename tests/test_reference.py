@@ -153,8 +153,10 @@ def sets_its_parameters(content: dict[str, Any]) -> None:
     assert (now.models, now.variants, now.seeds) == (then.models, then.variants, then.seeds)
     for model in then.models:
         assert now.of_model(model) == then.of_model(model)
-    for name in ("threads", "dataset", "prepare", "evaluate", *(("quant", "methods") if then.quantized else ())):
+    for name in ("threads", "dataset", "prepare", "evaluate", *(("quant",) if then.quantized else ())):
         assert getattr(now, name) == getattr(then, name), name
+    for method in then.quantized:
+        assert now.methods[method] == then.methods[method], method
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
