@@ -96,9 +96,12 @@ def measure(
     full = validation.loss(model)
     weights = tensors(model)
     found = []
+    mode = model.training
+    model.eval()  # what activations are calibrated on has no dropout
     with torch.no_grad(), attach.recording(model) as recorders:
         for batch in histories:
             model.encode(batch)  # type: ignore[operator]
+    model.train(mode)
     for name, tap in taps(model).items():
         if tap.kind not in kinds:
             continue

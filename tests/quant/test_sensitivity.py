@@ -151,3 +151,10 @@ def test_mixed_widths_stand_beside_uniform_ones(trained: SASRec, validation: Val
         if row.name == "same loss":
             assert row.bits == 3 and row.rise <= uniform[3].rise
     assert not attach.quantizers(trained)
+
+
+def test_costs_do_not_depend_on_dropout(trained: SASRec, validation: Validation) -> None:
+    """A model as it is loaded, in training mode, gives what one in evaluation mode gives, and stays in its mode."""
+    found = [measure(trained.train(mode), validation, QUANT, HISTORIES, (2,), ("activation",)) for mode in (True, False, True)]
+    assert found[0] == found[1] == found[2]
+    assert trained.training
