@@ -72,9 +72,9 @@ def short_hash(value: dict[str, Any]) -> str:
 
 def quality(ranks: Mapping[str, Floats], params: EvaluateParams) -> dict[str, Any]:
     """What the ranks alone give: every metric's mean, the interval of NDCG@10, and the standard deviations over seeds,
-    None of a single seed. ranks: (seeds, users) by protocol. Rounded to DIGITS."""
+    None of a single seed. ranks: (seeds, users) by protocol, full and sampled at least. Rounded to DIGITS."""
     values: dict[str, float | None] = {}
-    for name in PROTOCOLS:
+    for name in (name for name in PROTOCOLS if name in ranks):
         values |= metrics.summarize(ranks[name], PREFIX[name])
     gains = metrics.ndcg(ranks["full"], 10)
     values["ndcg@10_low"], values["ndcg@10_high"] = metrics.bootstrap_interval(gains, params.bootstrap, params.seed)

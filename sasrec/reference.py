@@ -9,7 +9,7 @@ that is too small.
 import gzip
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sasrec.protocol import DIGITS, PROTOCOLS, quality, short_hash
 from sasrec.report.results import (
     BASELINE_SEED,
     BASELINES,
+    FLOATS,
     Comparison,
     Kind,
     Variant,
@@ -67,6 +68,8 @@ def kind_of(variant: str, params: Mapping[str, Any]) -> Kind:
     """params: all of params.yaml as a mapping."""
     if variant in BASELINES:
         return "baseline"
+    if variant in FLOATS:
+        return "model"
     return "model" if variant in params["models"] else "control" if variant == "control" else "method"
 
 
@@ -115,14 +118,21 @@ def problems(name: str) -> list[str]:
     if not path.exists():
         raise UserError(f"{path} does not exist; references: {', '.join(names()) or 'none'}")
     content = read_json(path)
-    values, rows = recomputed(name, content)
+    return differences(path, content, *recomputed(name, content))
+
+
+def differences(
+    path: Path, content: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Where `content`, the reference file at `path`, says something else than the values of its variants and the rows of its
+    comparisons that its ranks give."""
     found = []
     for variant, computed in values.items():
         written = content["variants"][variant]
         found += [
             f"{path}: {variant}: {key} is {written.get(key)}, the ranks give {value}"
             for key, value in computed.items()
-            if not _same(written.get(key), value)
+            if not same(written.get(key), value)
         ]
         if written["card"] != short_hash(content["card"]):
             found.append(f"{path}: {variant}: the hash {written['card']} is not that of the card")
@@ -132,12 +142,12 @@ def problems(name: str) -> list[str]:
         found += [
             f"{path}: {row['variant']} against {row['reference']}: {key} is {written.get(key)}, the ranks give {value}"
             for key, value in row.items()
-            if not _same(written.get(key), value)
+            if not same(written.get(key), value)
         ]
     return found
 
 
-def _same(written: Any, computed: Any) -> bool:
+def same(written: Any, computed: Any) -> bool:
     """Equal, numbers to the last digit that is written: another CPU may sum in another order."""
     if isinstance(written, float) and isinstance(computed, float):
         return math.isclose(written, computed, rel_tol=0, abs_tol=1.5 * 10**-DIGITS)

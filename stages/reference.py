@@ -1,12 +1,15 @@
 """Keep the results in metrics/ as a reference, or check the kept ones from their ranks.
 
     python -m stages.reference keep NAME --data FILE --seconds N --command COMMAND [--notes FILE]
+    python -m stages.reference merge NAME PART [PART ...]
     python -m stages.reference check [NAME ...]
 
 `keep` writes metrics/reference/NAME.json and, beside it in metrics/reference/NAME/, the curves, every user's rank and the
 study's part of dvc.lock. --notes: a YAML file with `configurations`, those that were compared on validation to choose this
 one, a list of {params, valid_ndcg@10}; `published`, what others report for the file, a list of {source, metrics}; and
 `test_reads`, how many of the configurations were measured on the test items, where that is more than this one.
+`merge` puts kept references of one width, line and seed each (names, or paths of their .json) together to the grid of
+quality against bytes, or adds them to the one that NAME is already, and draws metrics/reference/NAME/quality.png.
 `check` recomputes every metric, interval and comparison from the ranks alone.
 """
 
@@ -23,12 +26,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sasrec import reference
+from sasrec import merging, reference
 from sasrec.config import Study
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
 from sasrec.protocol import PROTOCOLS
+from sasrec.report.figures import write_figure
 from sasrec.report.results import BASELINE_SEED, BASELINES
+from sasrec.report.widths import load
+from sasrec.report.widths_figure import quality_against_bytes
 from stages.common import PARAMS, read_study
 
 PACKAGES = ("torch", "numpy", "pandas", "dvc")
@@ -105,8 +111,27 @@ def keep(options: argparse.Namespace) -> None:
     write_json(reference.ROOT / f"{options.name}.json", content)
 
 
+def merge(name: str, parts: Sequence[str]) -> None:
+    variants = merging.merge(name, parts)
+    draw(name)
+    print(f"{reference.ROOT / name}.json: {len(variants)} variants; now python -m sasrec.report.readme")
+
+
+def draw(name: str) -> None:
+    """The figure of a merged reference, marked with the sha256 of the file whose numbers it shows."""
+    file = reference.ROOT / f"{name}.json"
+    picture = reference.ROOT / name / "quality.png"
+    write_figure(picture, quality_against_bytes, load(read_json(file)), source=f"sha256 {sha256(file)}")
+
+
+def problems(name: str) -> list[str]:
+    path = reference.ROOT / f"{name}.json"
+    merged = path.exists() and "runs" in read_json(path)
+    return merging.problems(name) if merged else reference.problems(name)
+
+
 def check(names: Sequence[str]) -> None:
-    found = [problem for name in names or reference.names() for problem in reference.problems(name)]
+    found = [problem for name in names or reference.names() for problem in problems(name)]
     if found:
         raise UserError("\n".join(found))
     print(f"{len(names or reference.names())} references agree with their ranks")
@@ -123,10 +148,16 @@ def main() -> None:
     keeper.add_argument("--seconds", required=True, type=int)
     keeper.add_argument("--command", required=True)
     keeper.add_argument("--notes")
+    merger = commands.add_parser("merge")
+    merger.add_argument("name")
+    merger.add_argument("parts", nargs="+", metavar="PART")
     commands.add_parser("check").add_argument("names", nargs="*")
     options = parser.parse_args()
     try:
-        keep(options) if options.task == "keep" else check(options.names)
+        if options.task == "merge":
+            merge(options.name, options.parts)
+        else:
+            keep(options) if options.task == "keep" else check(options.names)
     except UserError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:

@@ -6,9 +6,10 @@ from pathlib import Path
 from sasrec.config import Study
 from sasrec.files import write_text
 from sasrec.report import figures
-from sasrec.report.findings import best_method
+from sasrec.report.bars import sensitivity as sensitivity_bars
 from sasrec.report.page import render
-from sasrec.report.results import BASELINES, load_results, load_stats
+from sasrec.report.results import BASELINES, best_method, load_results, load_stats
+from sasrec.report.sensitivity import load_sensitivity
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.tables import results_table, summary_csv, summary_rows
 from stages.common import run
@@ -26,15 +27,18 @@ def main(study: Study) -> None:
     stats = load_stats()
     curves = load_curves(study.variants, study.seeds)
     latencies = load_latencies(study.variants)
+    sensitivity = load_sensitivity()
     figures.write_figure(PLOTS / "quality.png", figures.quality, results)
     figures.write_figure(PLOTS / "size.png", figures.size, results)
     figures.write_figure(PLOTS / "curves.png", figures.curves, curves, results)
     figures.write_figure(PLOTS / "latency.png", figures.latency, latencies)
-    drawings = {name: (PLOTS / f"{name}.png").read_bytes() for name in ("quality", "size", "curves", "latency")}
+    figures.write_figure(PLOTS / "sensitivity.png", sensitivity_bars, sensitivity.costs, sensitivity.full)
+    drawn = ("quality", "size", "sensitivity", "curves", "latency")
+    drawings = {name: (PLOTS / f"{name}.png").read_bytes() for name in drawn}
     rows = summary_rows(results)
     write_text(PLOTS / "summary.csv", summary_csv(rows))
-    best = best_method(results)
-    page = render(results, stats, study.quant, drawings, best.name if best else None, study.methods)
+    best = best_method(results.variants)
+    page = render(results, stats, study.quant, drawings, best.name if best else None, study.methods, sensitivity)
     write_text(PLOTS / "report.html", page)
     print(results_table(rows), end="")
     print(f"report: {PLOTS / 'report.html'}")

@@ -1,8 +1,7 @@
-"""What rounding each tensor alone costs: python -m stages.sensitivity [SEED]
+"""What rounding each tensor alone costs, and mixed widths beside uniform ones: python -m stages.sensitivity
 
-Rounds one tensor of the trained quant.model at a time to 4 and to 2 bits, after training, and measures by how much the
-validation loss rises. Writes plots/sensitivity.csv and plots/sensitivity.png. No stage depends on it: quant.budget_kb and
-quant.max_drop measure for themselves.
+Of the trained quant.model with the first seed, after rounding alone, with activations at 8 bits where all are rounded. It does
+not read quant.bits, so that another width of the study does not run it again.
 """
 
 import csv
@@ -13,47 +12,69 @@ from pathlib import Path
 import torch
 
 from sasrec.checkpoint import load_model
-from sasrec.config import Study
+from sasrec.config import QuantParams, Study
 from sasrec.data.batches import epoch_batches
 from sasrec.data.sequences import Sequences
 from sasrec.files import write_text
 from sasrec.process import set_up
-from sasrec.quant.sensitivity import Cost, Validation, measure
-from sasrec.report.bars import sensitivity
-from sasrec.report.figures import write_figure
+from sasrec.quant.budgets import Assignment, assignments
+from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, measure
 from stages.common import run
 
-SECTIONS = ("seeds", "threads", "device", "model", "train", "per_model.<quant.model>", "quant")
-WIDTHS = (4, 2)
+SECTIONS = (
+    "seeds", "threads", "device", "model", "train", "per_model.<quant.model>",
+    "quant.model", "quant.table", "quant.weights", "quant.calibration_batches",
+)  # fmt: skip
+SHOWN = (4, 2)  # bits of the table of single tensors
 
 
-def as_csv(costs: Sequence[Cost]) -> str:
-    """One row a tensor and width, the most sensitive first: bytes with scales, and the rise of the loss in nats."""
+def as_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("tensor", "kind", "bits", "bytes", "loss_rise"))
-    for cost in sorted(costs, key=lambda cost: -cost.rise):
-        writer.writerow((cost.tensor, cost.kind, cost.bits, cost.bytes, f"{cost.rise:.6f}"))
+    writer.writerows([header, *rows])
     return text.getvalue()
 
 
-def main(study: Study, seed: str = "") -> None:
+def alone(costs: Sequence[Cost]) -> str:
+    """One row a tensor and width, the most sensitive first: bytes with scales, and the rise of the loss in nats."""
+    ordered = sorted((cost for cost in costs if cost.bits in SHOWN), key=lambda cost: -cost.rise)
+    rows = [(cost.tensor, cost.kind, cost.bits, cost.bytes, f"{cost.rise:.6f}") for cost in ordered]
+    return as_csv(("tensor", "kind", "bits", "bytes", "loss_rise"), rows)
+
+
+def together(full: float, found: Sequence[Assignment]) -> str:
+    """One row an assignment: its loss and rise in nats, and how many bits each tensor has; the first is full precision."""
+    rows: list[Sequence[object]] = [("full precision", 32, "", f"{full:.6f}", f"{0:.6f}", "")]
+    for each in found:
+        widths = "; ".join(f"{name} {bits}" for name, bits in each.widths.items())
+        rows.append((each.name, each.bits, each.bytes, f"{full + each.rise:.6f}", f"{each.rise:.6f}", widths))
+    return as_csv(("assignment", "bits", "bytes", "loss", "loss_rise", "widths"), rows)
+
+
+def main(study: Study) -> None:
     device = set_up(study.threads, study.device)
-    chosen = seed or str(study.seeds[0])
-    _, train = study.of_model(study.quant.model)
+    own = study.quant
+    quant = QuantParams(model=own.model, table=own.table, weights=own.weights, calibration_batches=own.calibration_batches)
+    _, train = study.of_model(quant.model)
+    seed = study.seeds[0]
     store = Sequences.load(Path("data/prepared"))
-    model, _ = load_model(Path("data/models", study.quant.model, chosen))
+    model, _ = load_model(Path("data/models", quant.model, str(seed)))
     model.to(device)
-    batches = epoch_batches(store, model.params.max_len, train.batch_size, False, int(chosen), 0, "shuffled").batches
+    batches = epoch_batches(store, model.params.max_len, train.batch_size, False, seed, 0, "shuffled").batches
     histories = [
         torch.from_numpy(batch.histories).to(device)
-        for batch, _ in zip(batches, range(study.quant.calibration_batches), strict=False)
+        for batch, _ in zip(batches, range(quant.calibration_batches), strict=False)
     ]
-    full, costs = measure(model, Validation(store, model.params.max_len, device), study.quant, histories, WIDTHS)
-    write_text(Path("plots/sensitivity.csv"), as_csv(costs))
-    write_figure(Path("plots/sensitivity.png"), sensitivity, costs, full)
-    print(as_csv(costs), end="")
-    print(f"validation loss in full precision: {full:.4f}; chart: plots/sensitivity.png")
+    validation = Validation(store, model.params.max_len, device)
+    full, stored = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"))
+    _, activations = measure(model, validation, quant, histories, SHOWN, ("activation",))
+    write_text(Path("plots/sensitivity.csv"), alone([*stored, *activations]))
+    found = assignments(model, validation, quant, histories, full, stored)
+    write_text(Path("plots/mixed.csv"), together(full, found))
+    print(alone([*stored, *activations]), end="")
+    print(f"validation loss in full precision: {full:.4f}")
+    for each in found:
+        print(f"{each.name}, {each.bits} bits: {each.bytes / 1000:.1f} kB, loss {each.rise:+.4f}")
 
 
 if __name__ == "__main__":

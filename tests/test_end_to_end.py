@@ -105,9 +105,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.git("add", "-A")
     project.git("commit", "-qm", "tiny")
     output = project.run("dvc", "repro")
-    assert ran(output) == {"fetch", "prepare", "train@sasrec-0", "quantize@ptq-0", "quantize@lsq-0", "baselines", "report"} | {
-        f"{stage}@{v}" for v in ("sasrec", "ptq", "lsq") for stage in ("export", "evaluate", "benchmark")
-    }
+    assert ran(output) == {
+        "fetch",
+        "prepare",
+        "train@sasrec-0",
+        "quantize@ptq-0",
+        "quantize@lsq-0",
+        "baselines",
+        "sensitivity",
+        "report",
+    } | {f"{stage}@{v}" for v in ("sasrec", "ptq", "lsq") for stage in ("export", "evaluate", "benchmark")}
     project.git("add", "-A")
     project.git("commit", "-qm", "results")
     tracked = project.git("ls-files").split()

@@ -17,6 +17,7 @@ from sasrec import reference
 from sasrec.config import Study, from_mapping
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_json, write_text
+from sasrec.merged import changed
 from stages import reference as command
 from tests.conftest import ROOT
 from tests.report.conftest import folder, study, writer  # noqa: F401
@@ -132,22 +133,30 @@ FILES = sorted((ROOT / "metrics/reference").glob("*.json"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_the_command_of_a_reference_still_sets_its_parameters(file: Path) -> None:
-    """A default that changed since has to be set by the command, or it would give other results."""
+    """A default that changed since has to be set by the command, or it would give other results. Of a merged one, each part."""
     content = read_json(file)
-    changed: Any = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for part in content.get("parts", ()):
+        sets_its_parameters({"command": part["command"], "params": changed(content["params"], part["params"])})
+    sets_its_parameters(content)
+
+
+def sets_its_parameters(content: dict[str, Any]) -> None:
+    set_now: Any = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for setting in (word for flag, word in pairwise(shlex.split(content["command"])) if flag == "-S"):
         key, value = setting.removeprefix("+").split("=", 1)
         *path, last = key.split(".")
-        section = changed
+        section = set_now
         for name in path:
             section = section.setdefault(name, {})
         section[last] = yaml.safe_load(value)
-    now, then = (from_mapping(Study, params, "") for params in (changed, content["params"]))
+    now, then = (from_mapping(Study, params, "") for params in (set_now, content["params"]))
     assert (now.models, now.variants, now.seeds) == (then.models, then.variants, then.seeds)
     for model in then.models:
         assert now.of_model(model) == then.of_model(model)
-    for name in ("threads", "dataset", "prepare", "evaluate", *(("quant", "methods") if then.quantized else ())):
+    for name in ("threads", "dataset", "prepare", "evaluate", *(("quant",) if then.quantized else ())):
         assert getattr(now, name) == getattr(then, name), name
+    for method in then.quantized:
+        assert now.methods[method] == then.methods[method], method
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
@@ -155,6 +164,8 @@ def test_committed_references_are_whole(file: Path) -> None:
     content = read_json(file)
     assert {"command", "params", "environment", "data", "card", "tried", "published", "variants", "comparisons"} <= set(content)
     assert content["command"].startswith("dvc ") and content["tried"]["test_reads"] >= 1
-    assert (file.with_suffix("") / "dvc.lock").exists()
+    own = file.with_suffix("")
+    locks = [own / "locks" / f"{part['name']}.lock.gz" for part in content.get("parts", ())] or [own / "dvc.lock"]
+    assert all(lock.exists() for lock in locks)
     sizes = [path.stat().st_size for path in file.with_suffix("").rglob("*") if path.is_file()]
     assert max(sizes) < 1_000_000

@@ -118,9 +118,10 @@ def _sizes(model: SASRec, storage: Storage, contents: dict[str, bytes]) -> Sizes
         count = tap.rows * tap.features
         entry = storage.tensors.get(name)
         scales = 0 if entry is None else entry["scales"]["count"] * int(entry["scales"]["dtype"][-2:]) // 8
-        took[tap.kind] += scales + (4 * count if entry is None else int(entry["bytes"]))
+        plain = storage.halves.get(name, 4 * count)
+        took[tap.kind] += scales + (plain if entry is None else int(entry["bytes"]))
         elements += count
-        width += count * (32 if entry is None else int(entry["bits"]))
+        width += 8 * plain if entry is None else count * int(entry["bits"])
     total = sum(len(content) for name, content in contents.items() if name not in APART)
     return Sizes(total, took["table"], took["weight"], width / elements)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from sasrec.deploy.form import Form, integer_form, zero_point
+from sasrec.deploy.form import Form, float_form, integer_form, zero_point
 from sasrec.deploy.graph import Graph
 from sasrec.deploy.storage import Storage
 from sasrec.models.attention import HIDDEN_SCORE, Attention
@@ -237,7 +238,7 @@ class Encoder:
         stored = self.frozen.get(f"{name}.weight")
         if stored is None or stored.codes is None:
             self.products[name] = FLOAT
-            weight = graph.tensor(f"{name}.weight", layer.weight.detach().cpu().numpy().T)
+            weight = self._floats(f"{name}.weight", layer.weight, turned=True)
             return graph.node("Add", graph.node("MatMul", self._float(x), weight), bias)
         codes, grid = stored.codes.cpu().numpy(), stored.grid
         form = integer_form(grid)
@@ -292,7 +293,7 @@ class Encoder:
         graph = self.graph
         stored = self.frozen.get(name)
         if stored is None or stored.codes is None:
-            return graph.tensor(name, table.weight.detach().cpu().numpy())
+            return self._floats(name, table.weight)
         codes, grid = stored.codes.cpu().numpy(), stored.grid
         form = integer_form(grid)
         self.storage.describe(name, "table", codes.shape, grid, "float32")
@@ -302,6 +303,15 @@ class Encoder:
         shift = grid.shift.cpu().numpy() if form is None else form.shift
         values = graph.node("Mul", levels, graph.constant(grid.scale.cpu().numpy()))
         return graph.node("Add", values, graph.constant(shift)) if np.any(shift) else values
+
+    def _floats(self, name: str, tensor: Tensor, turned: bool = False) -> str:
+        """A tensor in full precision inside the file, stored in 16 bits where that loses nothing. turned: (inputs, outputs)."""
+        array = float_form(tensor)
+        stored = self.graph.tensor(name, array.T if turned else array)
+        if array.dtype == np.float32:
+            return stored
+        self.storage.halves[name] = array.nbytes
+        return str(self.graph.node("Cast", stored, to=1))
 
     def _lookup(self, ids: str, name: str, table: Table, times: float) -> str:
         """Rows of the large table, which lies in a file of its own, times a factor: (batch, length, hidden)."""

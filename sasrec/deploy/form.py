@@ -1,6 +1,7 @@
 """In which numbers the products of a quantized tensor are computed: small integers where its levels are such."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,14 @@ def integer_form(grid: Grid) -> Form | None:
     if low >= 0 and high <= 255:
         return Form((levels - 128).astype(np.int8), scale, (shift + 128 * scale).astype(np.float32))
     return None
+
+
+def float_form(tensor: Tensor) -> NDArray[Any]:
+    """A tensor in full precision as it is stored: float16 where each of its values is such a number, else float32."""
+    array = tensor.detach().cpu().numpy()
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else array
 
 
 def zero_point(grid: Grid) -> int | None:

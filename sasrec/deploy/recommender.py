@@ -133,8 +133,9 @@ class Tensors:
         if name not in self._kept:
             entry = self.entries[name]
             shape, dtype = entry["unpacked"]["shape"], entry["unpacked"]["dtype"]
-            if dtype == "float32":
-                array = self._bytes(entry, "<f4").reshape(shape)
+            array: Array
+            if dtype.startswith("float"):
+                array = self._bytes(entry, f"<f{entry['bits'] // 8}").reshape(shape).astype(np.float32, copy=False)
             else:
                 array = unpack(self._bytes(entry, "u1"), entry["bits"], shape)
                 if dtype == "int8":

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sasrec.deploy.form import integer_form
+from sasrec.deploy.form import float_form, integer_form
 from sasrec.deploy.packing import pack
 from sasrec.models.taps import Table
 from sasrec.quant.frozen import FrozenTensor
@@ -13,12 +13,14 @@ from sasrec.quant.grid import Grid, half_parts
 
 
 class Storage:
-    """files: content by name. tensors: what the manifest says of each stored tensor. levels: the distinct level lists."""
+    """files: content by name. tensors: what the manifest says of each stored tensor. levels: the distinct level lists. halves:
+    bytes of the tensors in full precision that are stored in 16 bits inside encoder.onnx."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytearray] = {}
         self.tensors: dict[str, dict[str, Any]] = {}
         self.levels: dict[str, list[int]] = {}
+        self.halves: dict[str, int] = {}
 
     def describe(self, name: str, kind: str, shape: tuple[int, ...], grid: Grid, compute: str) -> None:
         """Begin the entry of a quantized tensor (rows, features). compute: in what its products are (`Encoder.products`)."""
@@ -60,16 +62,17 @@ class Storage:
         if file in self.files:
             return file
         if stored is None or stored.codes is None:
-            weight = table.weight.detach().cpu().numpy()
+            weight = float_form(table.weight)
+            dtype = str(weight.dtype)
             self.tensors[name] = {
                 "kind": "table",
                 "shape": list(weight.shape),
-                "bits": 32,
+                "bits": 8 * weight.dtype.itemsize,
                 "compute": "float32",
                 "accumulator": "float32",
-                "unpacked": {"dtype": "float32", "shape": list(weight.shape)},
+                "unpacked": {"dtype": dtype, "shape": list(weight.shape)},
                 "scales": {"dtype": "float32", "count": 0},
-                **self._append(file, weight.astype("<f4").tobytes()),
+                **self._append(file, weight.astype(weight.dtype.newbyteorder("<")).tobytes()),
             }
             return file
         codes, grid = stored.codes.cpu().numpy(), stored.grid

@@ -96,9 +96,12 @@ def measure(
     full = validation.loss(model)
     weights = tensors(model)
     found = []
+    mode = model.training
+    model.eval()  # what activations are calibrated on has no dropout
     with torch.no_grad(), attach.recording(model) as recorders:
         for batch in histories:
             model.encode(batch)  # type: ignore[operator]
+    model.train(mode)
     for name, tap in taps(model).items():
         if tap.kind not in kinds:
             continue
@@ -163,15 +166,15 @@ def mixed(
                 f"the least is {found[0][0] / 1000:.1f} kB"
             )
         chosen = fitting[-1]
-        rise = _joint_rise(model, quant, histories, chosen[2], validation) - full
+        rise = joint_rise(model, quant, histories, chosen[2], validation) - full
     else:
-        chosen, rise = _smallest_within(model, quant, histories, found, validation, full)
+        chosen, rise = smallest_within(model, quant, histories, found, validation, full)
     widths = ", ".join(f"{name} {bits}" for name, bits in chosen[2].items())
     log(f"mixed widths, {chosen[0] / 1000:.1f} kB, validation loss {rise:+.4f} after rounding: {widths}")
     return replace(quant, overrides={**chosen[2], **quant.overrides})
 
 
-def _joint_rise(
+def joint_rise(
     model: nn.Module, quant: QuantParams, histories: list[Tensor], chosen: dict[str, int], validation: Validation
 ) -> float:
     """Validation loss with all weights and tables at the chosen widths, and activations at theirs, rounded to the nearest."""
@@ -182,7 +185,7 @@ def _joint_rise(
     return loss
 
 
-def _smallest_within(
+def smallest_within(
     model: nn.Module,
     quant: QuantParams,
     histories: list[Tensor],
@@ -193,7 +196,7 @@ def _smallest_within(
     """By bisection over the front, measuring the whole model: the smallest whose rise is within `quant.max_drop`."""
     limit = float(quant.max_drop or 0)
     low, high = 0, len(found) - 1
-    rise = _joint_rise(model, quant, histories, found[high][2], validation) - full
+    rise = joint_rise(model, quant, histories, found[high][2], validation) - full
     if rise > limit:
         raise UserError(
             f"params.yaml: quant.max_drop: no assignment stays within {limit:g}; with all weights and tables at {WIDTHS[-1]} "
@@ -201,7 +204,7 @@ def _smallest_within(
         )
     while low < high:
         middle = (low + high) // 2
-        own = _joint_rise(model, quant, histories, found[middle][2], validation) - full
+        own = joint_rise(model, quant, histories, found[middle][2], validation) - full
         if own <= limit:
             high, rise = middle, own
         else:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sasrec.report.figures import BLUE, GREY, ORANGE, WIDTH
 
@@ -42,6 +43,8 @@ def sensitivity(costs: Sequence[Cost], full: float) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_title("What rounding one tensor alone costs")
-    axes.set_xlabel(f"rise of the validation loss, nats (full precision: {full:.3f})")
+    axes.set_xlabel(f"rise of the validation loss from {full:.3f} nats", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_ylim(-0.7, len(names) - 0.3)
     axes.legend(loc="lower right")
     return figure

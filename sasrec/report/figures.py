@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sasrec.files import atomic
 from sasrec.report.layout import side_by_side, spread
@@ -40,8 +41,8 @@ STYLE = {
 }  # fmt: skip
 
 
-def write_figure(path: Path, draw: Callable[..., Figure], *numbers: Any) -> None:
-    """Draw with the style of the report and write a PNG."""
+def write_figure(path: Path, draw: Callable[..., Figure], *numbers: Any, source: str = "") -> None:
+    """Draw with the style of the report and write a PNG. source: what it was drawn from, kept in the file as its Source."""
     with matplotlib.style.context(["default", STYLE]):
         figure = draw(*numbers)
         figure.set_dpi(DPI)
@@ -50,8 +51,11 @@ def write_figure(path: Path, draw: Callable[..., Figure], *numbers: Any) -> None
             # A few flat colours need no more than a palette, which is half the size.
             canvas.draw()
             picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            info = PngInfo()
+            if source:
+                info.add_text("Source", source)
             picture.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-                temporary, "PNG", optimize=True, dpi=(DPI, DPI)
+                temporary, "PNG", optimize=True, dpi=(DPI, DPI), pnginfo=info
             )
 
 
@@ -153,7 +157,7 @@ def size(results: Results) -> Figure:
     axes.set_title("Quality against size of the exported file")
     axes.set_ylabel("NDCG@10, 95 % interval")
     axes.set_xlabel("bytes, logarithmic; equal sizes side by side")
-    axes.xaxis.set_major_locator(_size_ticks(*axes.get_xlim()))
+    axes.xaxis.set_major_locator(size_ticks(*axes.get_xlim()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes, variants)
@@ -161,7 +165,7 @@ def size(results: Results) -> Figure:
     return figure
 
 
-def _size_ticks(low: float, high: float) -> Any:
+def size_ticks(low: float, high: float) -> Any:
     steps = [1, 2, 5] if high / low > 3 else [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return FixedLocator([value for d in decades for step in steps if low <= (value := step * 10.0**d) <= high])

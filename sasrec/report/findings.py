@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sasrec.config import QuantParams
-from sasrec.report.results import BASELINES, UNTRAINED, Comparison, Results, Variant
+from sasrec.report.results import BASELINES, UNTRAINED, Comparison, Results, Variant, best_method
 from sasrec.report.tables import percent_text, size_text
 
 BASELINE_WORDS = {
@@ -45,18 +45,9 @@ def change_text(comparison: Comparison) -> str:
     return f"{change} (95 % interval {low} to {high})"
 
 
-def best_method(results: Results) -> Variant | None:
-    """The quantized variant with the highest NDCG@10 on validation, the first of equals; tests choose nothing."""
-    return max(
-        (variant for variant in results.of_kind("method") if variant.metrics["valid_ndcg@10"] is not None),
-        key=lambda variant: variant.metrics["valid_ndcg@10"],
-        default=None,
-    )
-
-
 def answer(results: Results, quant: QuantParams) -> str:
     """One paragraph: the method to choose at the study's width, how much smaller, and at what cost."""
-    best = best_method(results)
+    best = best_method(results.variants)
     if best is None:
         return "No quantized variant was measured in this study, so there is nothing to choose between."
     if not best.metrics["valid_ndcg@10"]:
@@ -84,6 +75,7 @@ def answer(results: Results, quant: QuantParams) -> str:
             f"{_described(own.reference)}. That is {noise[own.verdict]}."
         )
     sentences += _against_ptq(best, results)
+    sentences += _ties(best, results)
     return " ".join(sentences)
 
 
@@ -105,6 +97,22 @@ def _against_ptq(best: Variant, results: Results) -> list[str]:
         "better": [f"It beats plain post-training quantization (ptq) by {change}."],
         "worse": [f"On the test items, though, it is below plain post-training quantization (ptq): {change}."],
     }[comparison.verdict]
+
+
+def _ties(best: Variant, results: Results) -> list[str]:
+    """Which of the other methods cannot be told apart from the chosen one on the test items, and which did better."""
+    verdicts: dict[str, list[str]] = {}
+    others = [variant.name for variant in results.of_kind("method") if variant.name not in (best.name, "ptq")]
+    for name in others:
+        comparison = results.comparisons.get((best.name, name))
+        if comparison is not None:
+            verdicts.setdefault(comparison.verdict, []).append(name)
+    sentences = []
+    if tied := verdicts.get("within noise"):
+        sentences.append(f"Tied with {best.name}, as the intervals of their paired differences include 0: {_listed(tied)}.")
+    if ahead := verdicts.get("worse"):
+        sentences.append(f"On the test items {_listed(ahead)} did better than {best.name}, beyond noise.")
+    return sentences
 
 
 def details(results: Results, quant: QuantParams) -> list[str]:

@@ -11,6 +11,7 @@ from sasrec.config import QuantParams
 from sasrec.quant.conventions import Kind, convention
 from sasrec.report.findings import MINUS, answer, details, width_text
 from sasrec.report.results import Results, Variant
+from sasrec.report.sensitivity import Sensitivity
 from sasrec.report.tables import percent_text
 
 PAGE = Template("""\
@@ -98,6 +99,11 @@ $sizes
 $size
 </section>
 <section>
+<h2>Sensitivity</h2>
+$sensitivity
+$mixed
+</section>
+<section>
 <h2>Latency</h2>
 $latency
 </section>
@@ -135,6 +141,8 @@ CAPTIONS = {
     "so the intervals are much narrower. A hollow mark is a difference within noise: its interval includes 0.",
     "size": "NDCG@10 against the bytes of the exported files, scales and manifest included. Variants of about the "
     "same size stand side by side, the best first. The baselines are left out.",
+    "sensitivity": "Rise of the validation loss when one tensor of the trained model is rounded, after training, and all "
+    "others stay in full precision. What is high here is where a narrow width costs most.",
     "latency": "Median time of the exported models on this machine, run by their own runtime, from full histories to the ten "
     "best of all items. Quantized ones multiply integers. plots/benchmark has these numbers with their 99th percentiles, and "
     "beside them the same network in full precision, run by torch and by onnxruntime, bytes, memory, load time, and the "
@@ -152,9 +160,10 @@ def render(
     figures: Mapping[str, bytes],
     chosen: str | None = None,
     methods: Mapping[str, Mapping[str, Any]] | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> str:
     """The page. stats: data/prepared/stats.json. figures: PNG by name (as in CAPTIONS). chosen: the marked variant. methods:
-    the options of each method."""
+    the options of each method. sensitivity: of each tensor, and mixed widths."""
     drawings = {name: _figure(name, figures[name], results) for name in CAPTIONS}
     return PAGE.substitute(
         title=f"Quantized sequential recommenders on {escape(str(stats['dataset']))}",
@@ -167,6 +176,7 @@ def render(
         agreement=_text(results.agreement),
         card=_card(results.variants[-1]),
         levels=_levels(results, quant, methods or {}),
+        mixed=_mixed(sensitivity) if sensitivity else "",
         **drawings,
     )
 
@@ -192,6 +202,7 @@ def _figure(name: str, png: bytes, results: Results) -> str:
         "quality": f"NDCG@10 with intervals, and differences from the reference, of {names}; the numbers are in the "
         "table Results.",
         "size": "NDCG@10 against size in bytes of each variant; the numbers are in the tables Results and Sizes.",
+        "sensitivity": "Bars of the rise of the validation loss for each tensor, alone at 4 and at 2 bits.",
         "latency": "Bars of milliseconds a batch of each variant, for encoding and scoring, at each batch size.",
         "curves": "Curves of loss and validation NDCG@10 by epoch for each variant that was trained.",
     }
@@ -284,6 +295,23 @@ def _sizes(results: Results, quant: QuantParams) -> str:
         "mean width."
     )
     return _table("Sizes", caption, header, rows)
+
+
+def _mixed(found: Sensitivity) -> str:
+    """Mixed widths beside the uniform ones."""
+    names = {"budget": "mixed, no more bytes", "same loss": "mixed, no more loss"}
+    rows = []
+    for each in found.assignments:
+        bits = f"{each.bits} bits"
+        name = bits if each.name == "uniform" else f"{names[each.name]} than {bits}"
+        cells = [f"{each.size:,}", f"{each.rise:+.4f}".replace("-", MINUS)]
+        cells_text = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{_text(name)}</th>{cells_text}<td class="text">{escape(each.widths)}</td></tr>')
+    caption = (
+        "All weights and tables rounded after training, activations at 8 bits: uniform widths, and those that quant.budget_kb "
+        f"and quant.max_drop choose by the figure above. Loss: rise over full precision ({found.full:.4f} nats) on validation."
+    )
+    return _table("Mixed widths", caption, ("Widths", "Bytes of weights and tables", "Loss", "Tensors at bits"), rows)
 
 
 def _levels(results: Results, quant: QuantParams, methods: Mapping[str, Mapping[str, Any]]) -> str:

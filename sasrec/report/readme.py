@@ -2,7 +2,10 @@
 
 The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of
 table -->`; PATH is the folder of metrics files, one reference file, the folder of references for a summary of them, or a CSV
-file that is shown as it is. With --check nothing is written, and the exit status is 1 where a table is out of date.
+file that is shown as it is. In the same way `widths` has the figure, words and table of a merged reference, `choices` its
+figure and the choice at each width, and `beside` the variants of a reference beside the published figures of the same methods;
+these three stay empty as long as the file does not exist. With --check nothing is written, and the exit status is 1 where a
+table is out of date.
 """
 
 import csv
@@ -14,11 +17,12 @@ from typing import Any
 
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
+from sasrec.report import widths as grid
 from sasrec.report.results import BASELINES
-from sasrec.report.tables import size_text
+from sasrec.report.tables import percent_text, size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
-TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|widths|choices|beside): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 # Rows come in this order; what is not named here follows as it is stored.
 ORDER = (
     "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "control",
@@ -46,12 +50,11 @@ def summary(path: Path) -> str:
     ]
     for file in sorted(path.glob("*.json")):
         content = read_json(file)
-        for name in content["params"]["models"] if content["published"] else ():
+        published = [row for row in content["published"] if "variant" not in row]
+        for name in content["params"]["models"] if published else ():
             row = content["variants"][name]
             figures = [f"{row[key]:.4f}" for key in ("hr@10", "ndcg@10", "sampled_hr@10", "sampled_ndcg@10")]
-            lines.append(
-                f"| [{file.stem}]({file.as_posix()}) | {name} | {' | '.join(figures)} | {_figures(content['published'][0])} |"
-            )
+            lines.append(f"| [{file.stem}]({file.as_posix()}) | {name} | {' | '.join(figures)} | {_figures(published[0])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -84,7 +87,7 @@ def table(path: Path) -> str:
             + f" {row['hr@10']:.4f} | {row['sampled_ndcg@10']:.4f} | {row['sampled_hr@10']:.4f} |"
             + f" {_figure(None if name in BASELINES else row['valid_ndcg@10'])} |" * kept
         )
-    lines += [_published(row, change) for row in content.get("published", [])]
+    lines += [_published(row, change) for row in content.get("published", []) if "variant" not in row]
     first = next(reversed(rows.values()))
     facts = f"{first['users']:,} users; protocol card `{first['card']}`"
     if not content:
@@ -136,13 +139,86 @@ def protocol(card: Mapping[str, Any]) -> str:
     return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in card.items())
 
 
-def filled(text: str) -> str:
-    """`text` with every table made anew."""
+CAPTION = (
+    "NDCG@10 on the test items against the bytes of the exported model, means over seeds. Bars: 95 % intervals of the "
+    "difference from the reference, user by user and seed by seed: trained methods against the control of the same seed and "
+    "recipe, `ptq` and `adaround` against the checkpoint they start from. Band: the interval of the control, the "
+    "full-precision model trained on for as long. Black: models in full precision with fewer features, and float16. Hollow: a "
+    "quantized model on or under that line, which is not worth it."
+)
+
+
+def picture(path: Path, document: Path) -> str:
+    """The figure of a merged reference with its caption, as seen from a document."""
+    image = path.with_suffix("") / "quality.png"
+    place = image.relative_to(document.parent).as_posix()
+    return f"![Quality against bytes, a line a method]({place})\n\n{CAPTION}\n\n"
+
+
+def widths(path: Path, document: Path) -> str:
+    """Everything of a merged reference: figure, words, table, and where it comes from."""
+    content = read_json(path)
+    found = grid.load(content)
+    made = content["environment"]
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    facts = (
+        f"Bold: the choice, which has the highest NDCG@10 on validation. {len(content['parts'])} parts, "
+        f"{made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters are in "
+        f"the file.\n\nProtocol: {protocol(content['card'])}.\n"
+    )
+    return f"{picture(path, document)}{grid.words(found)}\n{grid.table(found)}\n{facts}"
+
+
+def choices(path: Path, document: Path) -> str:
+    """The figure of a merged reference, and which method to choose at each width."""
+    content = read_json(path)
+    card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
+    lead = f"On real data ([{path.stem}]({table_of}), {card['users']:,} users and {card['items']:,} items):\n\n"
+    return lead + picture(path, document) + grid.short_table(grid.load(content))
+
+
+def beside(path: Path, document: Path) -> str:
+    """The variants of a reference beside the published figures that name the same variant: NDCG@10 among sampled candidates,
+    and what a method changes in its own study."""
+    content = read_json(path)
+    published = {row["variant"]: row["sampled_ndcg@10"] for row in content["published"] if "variant" in row}
+    source = next(row["source"] for row in content["published"] if "variant" in row)
+    compared = {(row["variant"], row["reference"]): row for row in content["comparisons"]}
+    lines = [
+        f"| method | {source}: NDCG@10 | its change | here: sampled NDCG@10 | its change | change of full NDCG@10 |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    full = content["variants"]["control"]["sampled_ndcg@10"]
+    for name in ("control", *(name for name in ORDER if name in content["params"]["quantized"] and name != "control")):
+        theirs, own = published.get(name), content["variants"][name]
+        change = None if theirs is None or name == "control" else 100 * (theirs / published["control"] - 1)
+        row = compared.get((name, "control"))
+        cells = [
+            "full precision" if name == "control" else name,
+            _figure(theirs),
+            "" if change is None else percent_text(change, grid.MINUS),
+            f"{own['sampled_ndcg@10']:.4f}",
+            "" if name == "control" else percent_text(100 * (own["sampled_ndcg@10"] / full - 1), grid.MINUS),
+            "" if row is None else _change(row),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\nProtocol here: {protocol(content['card'])}.\n"
+
+
+OPTIONAL = {"widths": widths, "choices": choices, "beside": beside}
+
+
+def filled(text: str, document: Path) -> str:
+    """`text`, that of `document`, with every table made anew."""
 
     def made(match: re.Match[str]) -> str:
-        path = Path(match[2])
-        make = plain if path.suffix == ".csv" else summary if path.name == "reference" else table
-        return f"{match[1]}{make(path)}{match[3]}"
+        kind, path = match[2], Path(match[3])
+        if kind in OPTIONAL:
+            content = OPTIONAL[kind](path, document) if path.exists() else ""
+        else:
+            make = plain if path.suffix == ".csv" else summary if path.name == "reference" else table
+            content = make(path)
+        return f"{match[1]}{content}{match[4]}"
 
     return TABLE.sub(made, text)
 
@@ -151,7 +227,7 @@ def main() -> None:
     try:
         for document in DOCUMENTS:
             text = document.read_text(encoding="utf-8")
-            new = filled(text)
+            new = filled(text, document)
             if "--check" not in sys.argv[1:]:
                 write_text(document, new)
             elif new != text:

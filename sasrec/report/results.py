@@ -23,7 +23,9 @@ Kind = Literal["model", "control", "method", "baseline"]
 BASELINES = ("popularity", "recent_popularity", "markov", "item_knn")
 BASELINE_SEED = 0  # they learn nothing, so that one seed is all
 # Methods that leave the trained weights as they are; the others are trained on, and so is what they are compared with.
-UNTRAINED = frozenset({"ptq", "adaround"})
+UNTRAINED = frozenset({"ptq", "adaround", "fp16"})
+# Methods that store the model in shorter floating-point numbers, and count as full precision.
+FLOATS = frozenset({"fp16"})
 # What the tables and figures cannot do without.
 REQUIRED = (
     "hr@10", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "mrr", "coverage@10", "sampled_hr@10", "sampled_ndcg@10",
@@ -112,7 +114,8 @@ def load_results(study: Study) -> Results:
     for name in study.variants:
         if name not in (*study.models, *study.quantized):
             raise UserError(f"params.yaml: variants names {name}, but neither models nor quantized does; add it there")
-        kind: Kind = "model" if name in study.models else "control" if name == "control" else "method"
+        whole = name in study.models or name in FLOATS
+        kind: Kind = "model" if whole else "control" if name == "control" else "method"
         variants.append(_load(name, kind, study.seeds, study))
     first = variants[-1]
     for variant in variants:
@@ -122,7 +125,8 @@ def load_results(study: Study) -> Results:
                 f"and cannot be compared; run `dvc repro`"
             )
     exported = [variant.name for variant in variants if variant.kind == "method"]
-    return Results(tuple(variants), compare(pairs(variants), study.evaluate), tuple(notes), agreement(exported))
+    compared = {(a.name, b.name): (a, b) for a, b in [*pairs(variants), *rivals(variants)]}
+    return Results(tuple(variants), compare(list(compared.values()), study.evaluate), tuple(notes), agreement(exported))
 
 
 def agreement(names: Sequence[str]) -> str:
@@ -236,6 +240,21 @@ def pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
             if other in named:
                 found[variant.name, other] = (variant, named[other])
     return list(found.values())
+
+
+def best_method(variants: Sequence[Variant]) -> Variant | None:
+    """The quantized variant with the highest NDCG@10 on validation, the first of equals; tests choose nothing."""
+    return max(
+        (variant for variant in variants if variant.kind == "method" and variant.metrics["valid_ndcg@10"] is not None),
+        key=lambda variant: variant.metrics["valid_ndcg@10"],
+        default=None,
+    )
+
+
+def rivals(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+    """The method to choose against each other one, which tells what it is tied with."""
+    best = best_method(variants)
+    return [(best, other) for other in variants if best and other.kind == "method" and other.name != best.name]
 
 
 def compare(compared: Sequence[tuple[Variant, Variant]], params: EvaluateParams) -> dict[tuple[str, str], Comparison]:

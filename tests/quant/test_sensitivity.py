@@ -11,7 +11,8 @@ from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.errors import UserError
 from sasrec.models.sasrec import SASRec
 from sasrec.quant import attach
-from sasrec.quant.sensitivity import Cost, Validation, front, measure, mixed, stored_bytes
+from sasrec.quant.budgets import assignments
+from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, front, measure, mixed, stored_bytes
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
 
@@ -126,3 +127,34 @@ def test_what_cannot_be_had(store: SmallStore, trained: SASRec) -> None:
     kept = ask(budget_kb=2.5, overrides={"item_table.weight": 8})
     assert kept.overrides["item_table.weight"] == 8 and kept.budget_kb == 2.5
     assert ask() == QUANT
+
+
+def test_mixed_widths_stand_beside_uniform_ones(trained: SASRec, validation: Validation) -> None:
+    full, costs = measure(trained, validation, QUANT, HISTORIES, WIDTHS, ("table", "weight"))
+    rows = assignments(trained, validation, QUANT, HISTORIES, full, costs, match=(3,))
+    uniform = {row.bits: row for row in rows if row.name == "uniform"}
+    assert list(uniform) == sorted(WIDTHS, reverse=True)
+    names = {cost.tensor for cost in costs}
+    for bits, row in uniform.items():
+        assert row.widths == dict.fromkeys(names, bits)
+        assert row.bytes == sum(cost.bytes for cost in costs if cost.bits == bits)
+        # Measured, not added up: all are rounded at once, and the activations to 8 bits.
+        module, options = attach.load_method("ptq", None)
+        attach.attach(trained, dataclasses.replace(QUANT, overrides=row.widths), module, options)
+        attach.calibrate(trained, HISTORIES)
+        assert row.rise == pytest.approx(validation.loss(trained) - full, abs=1e-6)
+        attach.place(trained, {})
+    mixed_rows = [row for row in rows if row.name == "budget"]
+    assert mixed_rows and all(row.bytes <= uniform[row.bits].bytes for row in mixed_rows)
+    assert all(len(set(row.widths.values())) > 1 for row in mixed_rows)
+    for row in rows:
+        if row.name == "same loss":
+            assert row.bits == 3 and row.rise <= uniform[3].rise
+    assert not attach.quantizers(trained)
+
+
+def test_costs_do_not_depend_on_dropout(trained: SASRec, validation: Validation) -> None:
+    """A model as it is loaded, in training mode, gives what one in evaluation mode gives, and stays in its mode."""
+    found = [measure(trained.train(mode), validation, QUANT, HISTORIES, (2,), ("activation",)) for mode in (True, False, True)]
+    assert found[0] == found[1] == found[2]
+    assert trained.training

@@ -26,6 +26,21 @@ RANKS = {
     "ptq": [2, 2, 4, 8, 25],
     "lsq": [1, 3, 2, 1, 20],
 }
+SENSITIVITY = """\
+tensor,kind,bits,bytes,loss_rise
+item_table.weight,table,2,550,0.900000
+final,activation,2,0,0.400000
+item_table.weight,table,4,1050,0.030000
+final,activation,4,0,-0.001000
+"""
+MIXED = """\
+assignment,bits,bytes,loss,loss_rise,widths
+full precision,32,,2.000000,0.000000,
+uniform,8,2048,2.001000,0.001000,item_table.weight 8; a.weight 8
+uniform,4,1050,2.030000,0.030000,item_table.weight 4; a.weight 4
+budget,4,1040,2.020000,0.020000,item_table.weight 4; a.weight 3
+same loss,4,900,2.025000,0.025000,item_table.weight 3; a.weight 8
+"""
 
 
 @pytest.fixture
@@ -71,4 +86,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_json("data/prepared/stats.json", STATS)
     for name in RANKS:
         write_variant(name)
+    write_text("plots/sensitivity.csv", SENSITIVITY)
+    write_text("plots/mixed.csv", MIXED)
     return tmp_path

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 
 from sasrec.config import QuantParams, Study
-from sasrec.report.findings import answer, best_method, details, width_text
+from sasrec.errors import UserError
+from sasrec.report.findings import answer, details, width_text
 from sasrec.report.layout import side_by_side, spread
-from sasrec.report.results import Comparison, Results, load_results
+from sasrec.report.results import Comparison, Results, best_method, load_results
 from stages.report import main
+from tests.report.conftest import RANKS
 
-FIGURES = ("quality.png", "size.png", "curves.png", "latency.png")
+FIGURES = ("quality.png", "size.png", "sensitivity.png", "curves.png", "latency.png")
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -49,7 +52,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     elements = Reader(page).elements
     assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object"}
     addresses = [value or "" for _, attributes in elements for key, value in attributes.items() if key in ("src", "href")]
-    assert len(addresses) == 4 and all(value.startswith("data:image/png;base64,") for value in addresses)
+    assert len(addresses) == len(FIGURES) and all(value.startswith("data:image/png;base64,") for value in addresses)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "url(" not in page
 
 
@@ -60,7 +63,7 @@ def test_the_page_can_be_read_by_everyone(page: str) -> None:
     assert "prefers-color-scheme: dark" in page
     assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
     tags = [tag for tag, _ in elements]
-    assert tags.count("table") == tags.count("caption") == 4
+    assert tags.count("table") == tags.count("caption") == 5
     assert ("html", {"lang": "en"}) in elements
 
 
@@ -80,7 +83,7 @@ def test_same_numbers_same_bytes(folder: Path, study: Study, capsys: pytest.Capt
     first = [Path(name).read_bytes() for name in names]
     main(study)
     assert [Path(name).read_bytes() for name in names] == first
-    assert all(len(content) < 150_000 for content in first[:4])
+    assert all(len(content) < 150_000 for content in first[: len(FIGURES)])
     assert capsys.readouterr().out.endswith("report: plots/report.html\n")
     assert not list(Path("plots").glob(".*"))
 
@@ -104,7 +107,7 @@ def comparison(reference: str, difference: float, noise: float) -> Comparison:
 
 def test_the_choice_is_made_on_validation(folder: Path, study: Study) -> None:
     results = load_results(study)
-    best = best_method(results)
+    best = best_method(results.variants)
     assert best is not None and best.name == "lsq"
     for variant in results.variants:
         variant.metrics["valid_ndcg@10"] = {"ptq": 0.9}.get(variant.name, 0.1)
@@ -164,3 +167,43 @@ def test_the_page_says_how_many_levels_each_method_has(page: str) -> None:
     table = page[page.index('aria-label="Levels"') :]
     rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
     assert {name: re.findall(r"<td>(\d+)<", cells) for name, cells in rows} == {"ptq": ["16"] * 3, "lsq": ["16"] * 3}
+
+
+def test_the_page_shows_mixed_widths_beside_uniform_ones(page: str) -> None:
+    table = page[page.index('aria-label="Mixed widths"') :]
+    table = table[: table.index("</table>")].replace("&nbsp;", " ")
+    rows = re.findall(r'<th scope="row">([^<]+)</th><td>([\d,]+)</td><td>([^<]+)</td><td class="text">([^<]*)</td>', table)
+    assert rows == [
+        ("8 bits", "2,048", "+0.0010", "2 at 8"),
+        ("4 bits", "1,050", "+0.0300", "2 at 4"),
+        ("mixed, no more bytes than 4 bits", "1,040", "+0.0200", "1 at 4, 1 at 3"),
+        ("mixed, no more loss than 4 bits", "900", "+0.0250", "1 at 8, 1 at 3"),
+    ]
+    assert "full precision (2.0000 nats)" in table
+
+
+def test_a_broken_sensitivity_table_is_named_with_its_line(folder: Path, study: Study) -> None:
+    path = Path("plots/mixed.csv")
+    path.write_text(path.read_text().replace(",0.020000,", ",much,"))
+    with pytest.raises(UserError, match=r"plots/mixed\.csv, line 5 is not what the stage sensitivity writes"):
+        main(study)
+    path.unlink()
+    with pytest.raises(UserError, match=r"plots/mixed\.csv does not exist"):
+        main(study)
+
+
+def test_methods_that_cannot_be_told_apart_are_tied(folder: Path, study: Study, writer: Callable[..., None]) -> None:
+    RANKS["pact"], RANKS["ste"] = RANKS["lsq"], [1, 1, 1, 1, 1]
+    try:
+        writer("pact")
+        writer("ste")
+        results = load_results(replace(study, quantized=("ptq", "lsq", "pact", "ste"), variants=("ptq", "lsq", "pact", "ste")))
+    finally:
+        del RANKS["pact"], RANKS["ste"]
+    for variant in results.variants:
+        variant.metrics["valid_ndcg@10"] = {"lsq": 0.9}.get(variant.name, 0.1)
+    compared = {**results.comparisons, ("lsq", "pact"): comparison("pact", 0, 0.01)}
+    text = answer(Results(results.variants, compared | {("lsq", "ste"): comparison("ste", -0.1, 0.01)}), study.quant)
+    assert "Tied with lsq, as the intervals of their paired differences include 0: pact." in text
+    assert "On the test items ste did better than lsq, beyond noise." in text
+    assert {("lsq", "ptq")} <= set(results.comparisons)

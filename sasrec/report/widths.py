@@ -1,0 +1,229 @@
+"""Quality against bytes in figures and words: what a merged reference (`sasrec.merged`) says of methods, widths and lines.
+
+Here are the numbers behind the figure, the tables and the sentences, from the JSON file alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sasrec.report.tables import percent_text, size_text
+
+MINUS = "−"
+LINES = {"all": "every tensor", "paper": "tables at 8 bits"}
+METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A quantized variant. quality: NDCG@10 on test; low, high: where the 95 % interval of its paired difference from the
+    reference puts it; change, change_low, change_high: that difference in percent; worth: the verdict against full-precision
+    models of its size, None where there are none so small."""
+
+    name: str
+    method: str
+    bits: int
+    line: str
+    seeds: int
+    size: int
+    quality: float
+    low: float
+    high: float
+    reference: str
+    change: float
+    change_low: float
+    change_high: float
+    verdict: str
+    worth: str | None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A full-precision model, or the control."""
+
+    name: str
+    seeds: int
+    size: int
+    quality: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Widths:
+    """points: by line, then from the widest width down. front: names of the full-precision models that quantized ones are
+    measured against, smallest first. controls: one a recipe of fine-tuning. choices: as stored."""
+
+    points: tuple[Point, ...]
+    models: tuple[Whole, ...]
+    controls: tuple[Whole, ...]
+    choices: tuple[Mapping[str, Any], ...]
+
+    def line(self, line: str) -> list[Point]:
+        return [point for point in self.points if point.line == line]
+
+    def get(self, name: str) -> Point:
+        return next(point for point in self.points if point.name == name)
+
+    @property
+    def lines(self) -> list[str]:
+        return list(dict.fromkeys(point.line for point in self.points))
+
+    @property
+    def front(self) -> list[Whole]:
+        """The full-precision models that no other of at most their bytes equals, smallest first."""
+        found: list[Whole] = []
+        for model in sorted(self.models, key=lambda model: (model.size, -model.quality)):
+            if not found or model.quality > found[-1].quality:
+                found.append(model)
+        return found
+
+
+def load(content: Mapping[str, Any]) -> Widths:
+    """content: a merged reference file."""
+    compared = {(row["variant"], row["reference"]): row for row in content["comparisons"]}
+    worth = {row["variant"]: row["verdict"] for row in content["frontier"]}
+    points: list[Point] = []
+    models: list[Whole] = []
+    controls: list[Whole] = []
+    for name, run in content["runs"].items():
+        values = content["variants"][name]
+        if run["kind"] == "method":
+            points.append(_point(name, run, values, compared[name, run["reference"]], worth.get(name)))
+        elif run["kind"] != "baseline":
+            numbers = (values[key] for key in ("bytes", "ndcg@10", "ndcg@10_low", "ndcg@10_high"))
+            whole = Whole(name, len(run["seeds"]), *numbers)
+            (models if run["kind"] == "model" else controls).append(whole)
+    return Widths(tuple(points), tuple(models), tuple(controls), tuple(content["choices"]))
+
+
+def _point(name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Mapping[str, Any], worth: str | None) -> Point:
+    change, change_low, change_high = (
+        100 * row[key] / row["base"] if row["base"] else 0.0 for key in ("difference", "low", "high")
+    )
+    quality = values["ndcg@10"]
+    return Point(
+        name=name, method=run["method"], bits=run["bits"], line=run["line"], seeds=len(run["seeds"]), size=values["bytes"],
+        quality=quality, low=quality + row["low"] - row["difference"], high=quality + row["high"] - row["difference"],
+        reference=run["reference"], change=change, change_low=change_low, change_high=change_high,
+        verdict={"within noise": "tied"}.get(row["verdict"], row["verdict"]), worth=worth,
+    )  # fmt: skip
+
+
+def in_words(line: str) -> str:
+    return LINES.get(line, line)
+
+
+def bits_text(bits: int) -> str:
+    return f"{bits} bits"
+
+
+def change_text(point: Point) -> str:
+    """−1.2 % (−2.0 to −0.4)"""
+    change, low, high = (percent_text(value, MINUS) for value in (point.change, point.change_low, point.change_high))
+    return f"{change} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
+
+
+def listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def choice_sentence(widths: Widths, choice: Mapping[str, Any]) -> str:
+    """Which method to choose at a width and line, with those that cannot be told from it."""
+    best = widths.get(choice["best"])
+    groups = {key: [widths.get(name).method for name in choice[key]] for key in ("tied", "ahead")}
+    others = len(choice["tied"]) + len(choice["behind"]) + len(choice["ahead"])
+    sentence = f"{bits_text(best.bits)}, {in_words(best.line)}: **{best.method}**, {change_text(best)} against {best.reference}"
+    if not others:
+        return sentence + "; no other method was measured."
+    plain = ", of which ptq needs no training" if "ptq" in groups["tied"] else ""
+    if len(groups["tied"]) == others:
+        return sentence + f"; tied with all others{plain}."
+    if groups["tied"]:
+        sentence += f"; tied with {listed(groups['tied'])}{plain}"
+    if groups["ahead"]:
+        sentence += f"; on the test items {listed(groups['ahead'])} did better"
+    return sentence + ("." if groups["tied"] or groups["ahead"] else "; the others are behind.")
+
+
+def worth_sentence(widths: Widths, line: str) -> str:
+    """From which width on quantized models of a line are not worth it against full-precision ones of their size."""
+    points = widths.line(line)
+    cells = {choice["bits"]: widths.get(choice["best"]) for choice in widths.choices if choice["line"] == line}
+    judged = [point for point in points if point.worth is not None]
+    bad = [point for point in judged if point.worth == "not worth it"]
+    tiny = sorted({point.bits for point in points if point.worth is None}, reverse=True)
+    start = f"{in_words(line).capitalize()}: "
+    if not judged:
+        return start + "smaller than every full-precision model that was measured." if tiny else ""
+    wide = [bits for bits, best in cells.items() if best.worth == "worth it"]
+    parts = []
+    if not bad:
+        parts.append("every quantized model is above the line of full-precision models of its size")
+    else:
+        if wide:
+            held = listed([str(bits) for bits in sorted(wide, reverse=True)])
+            parts.append(f"the chosen method is worth its bytes at {held} bits")
+        lost = [best for best in cells.values() if best.worth == "not worth it"]
+        if lost:
+            parts.append(
+                f"at {listed([str(point.bits) for point in lost])} bits it is on or under the line of full-precision models of "
+                "its size, and not worth it"
+            )
+        names = [point for point in bad if point.name not in {best.name for best in cells.values()}]
+        if names:
+            by_bits: dict[int, list[str]] = {}
+            for point in names:
+                by_bits.setdefault(point.bits, []).append(point.method)
+            each = [f"{listed(methods)} at {bits} bits" for bits, methods in by_bits.items()]
+            parts.append(f"not worth it either: {'; '.join(each)}" if lost else f"not worth it: {'; '.join(each)}")
+    if tiny:
+        parts.append(
+            f"at {listed([str(bits) for bits in tiny])} bits some are smaller than every full-precision model that was measured"
+        )
+    return start + "; ".join(parts) + "."
+
+
+def words(widths: Widths) -> str:
+    """The choice at every width and line, and what is not worth it, as a Markdown list."""
+    lines = [f"- {choice_sentence(widths, choice)}" for choice in widths.choices]
+    lines += [f"- {sentence}" for line in widths.lines if (sentence := worth_sentence(widths, line))]
+    return "\n".join(lines) + "\n"
+
+
+def table(widths: Widths) -> str:
+    """Width x line x method in Markdown: what each loses against its reference, and what that is worth."""
+    rows = [
+        "| bits | line | method | seeds | size | NDCG@10 | change against its reference (95 % interval) | verdict | against "
+        "full precision of its size |",
+        "|---:|---|---|---:|---:|---:|---|---|---|",
+    ]
+    best = {choice["best"] for choice in widths.choices}
+    for point in widths.points:
+        name = f"**{point.method}**" if point.name in best else point.method
+        rows.append(
+            f"| {point.bits} | {point.line} | {name} | {point.seeds} | {size_text(point.size)} | {point.quality:.4f} "
+            f"| {change_text(point)} of {point.reference} | {point.verdict} | {point.worth or 'smaller than any'} |"
+        )
+    for model in sorted(widths.models, key=lambda model: -model.size):
+        rows.append(
+            f"|  |  | {model.name} | {model.seeds} | {size_text(model.size)} | {model.quality:.4f} |  |  | full precision |"
+        )
+    rows += [
+        f"|  |  | {own.name} | {own.seeds} | {size_text(own.size)} | {own.quality:.4f} |  |  | full precision, trained on |"
+        for own in widths.controls
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def short_table(widths: Widths) -> str:
+    """The choice at each width and line in Markdown."""
+    rows = ["| bits | line | choose | change (95 % interval) | size | tied with |", "|---:|---|---|---|---:|---|"]
+    for choice in widths.choices:
+        point = widths.get(choice["best"])
+        tied = listed([widths.get(name).method for name in choice["tied"]]) or "none"
+        rows.append(
+            f"| {point.bits} | {in_words(point.line)} | {point.method} | {change_text(point)} | {size_text(point.size)} "
+            f"| {tied} |"
+        )
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,167 @@
+"""The figure of quality against bytes: a line a method and width, beside full-precision models of the same sizes."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from sasrec.report.figures import size_ticks
+from sasrec.report.layout import spread
+from sasrec.report.tables import size_text
+from sasrec.report.widths import LINES, Point, Whole, Widths
+
+WIDTH, HEIGHT = 7.2, 4.3  # inches: half a page
+INK = "#222222"
+# Okabe and Ito's colours, which the colour-blind can tell apart, and a marker each: nothing is told by colour alone.
+LOOKS = {
+    "ptq": ("#5A5A5A", "X"), "ste": ("#E69F00", "^"), "lsq": ("#D55E00", "o"), "pact": ("#009E73", "D"),
+    "dorefa": ("#0072B2", "v"), "apot": ("#CC79A7", "P"), "adaround": ("#3A9BD5", "s"),
+}  # fmt: skip
+OTHER = ("#8B6D3F", "h")
+DASHES = {"all": "-", "paper": (0, (4, 2))}
+TITLES = {"all": "All tensors at b bits", "paper": "Encoder at b bits, tables 8"}
+
+
+def quality_against_bytes(widths: Widths) -> Figure:
+    """A panel for each line that was measured: NDCG@10 on test against the bytes of the exported model."""
+    lines = [line for line in LINES if widths.line(line)]
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    if not lines:
+        figure.text(0.5, 0.5, "No quantized model was measured.", ha="center")
+        return figure
+    ratios = [1.75, 1][: len(lines)]
+    inches = [0.88 * WIDTH * ratio / sum(ratios) for ratio in ratios]
+    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    _limits(panels[0], widths, lines)
+    for axes, line, width in zip(panels, lines, inches, strict=True):
+        with_models = axes is panels[0]
+        _extent(axes, widths, line, with_models, width)
+        if widths.controls:
+            _band(axes, widths.controls[0], named=with_models)
+        _models(axes, widths)
+        _methods(axes, widths, line)
+        axes.set_title(TITLES[line], pad=18, fontsize=10.5)
+    panels[0].set_ylabel("NDCG@10 on test, all items ranked")
+    figure.supxlabel("size of the exported model, logarithmic", fontsize=10.5)
+    for axes, line in zip(panels, lines, strict=True):
+        _widths_on_top(axes, widths.line(line))
+        _names(figure, axes, widths.line(line))
+    return figure
+
+
+def _limits(axes: Axes, widths: Widths, lines: list[str]) -> None:
+    """From the lowest point or model to the control's band."""
+    points = [point for line in lines for point in widths.line(line)]
+    tops = [point.high for point in points] + [whole.high for whole in widths.controls[:1]]
+    tops += [whole.quality for whole in widths.models]
+    lows = [point.low for point in points] + [model.quality for model in widths.models]
+    low, high = min(lows), max(tops)
+    axes.set_ylim(max(0.0, low - 0.06 * (high - low)), high + 0.04 * (high - low))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def _extent(axes: Axes, widths: Widths, line: str, with_models: bool, inches: float) -> None:
+    """Room for the methods' names on the left. inches: the width of the panel."""
+    sizes = [point.size for point in widths.line(line)]
+    if with_models:
+        sizes += [model.size for model in widths.models]
+    low, high = np.log10(min(sizes)), np.log10(max(sizes))
+    left, right = 1.0 / inches, 0.08  # shares of the panel
+    unit = max(high - low, 0.05) / (1 - left - right)
+    axes.set_xscale("log")
+    axes.set_xlim(10 ** (low - left * unit), 10 ** (high + right * unit))
+    ends = axes.get_xlim()
+    # Over a narrow range round numbers are evenly spaced, over a wide one 1, 2 and 5.
+    narrow = [tick for tick in MaxNLocator(3).tick_values(*ends) if ends[0] <= tick <= ends[1]]
+    axes.xaxis.set_major_locator(FixedLocator(narrow) if ends[1] < 2 * ends[0] else size_ticks(*ends))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value).replace(".00 ", " ").replace(".0 ", " ")))
+    axes.tick_params(axis="x", labelsize=9)
+
+
+def _band(axes: Axes, control: Whole, named: bool) -> None:
+    """The interval of the control, the full-precision model trained on for as long."""
+    axes.axhspan(control.low, control.high, color="#DCE9F2", linewidth=0, zorder=0)
+    axes.axhline(control.quality, color="#7FA8C4", linewidth=0.9, zorder=1)
+    if named:
+        axes.annotate(
+            "control: full precision, trained on; 95 %", (0.99, control.high), xycoords=("axes fraction", "data"),
+            xytext=(0, -2), textcoords="offset points", fontsize=8, color="#3D6E8F", va="top", ha="right",
+        )  # fmt: skip
+
+
+def _models(axes: Axes, widths: Widths) -> None:
+    """The line that quantized models are measured against, and the full-precision models on and under it, as far as they are
+    within the panel."""
+    front = widths.front
+    if not front:
+        return
+    low, high = axes.get_xlim()
+    # What is larger than the best of them is measured against that one.
+    x = [model.size for model in front] + [max(model.size for model in widths.models)]
+    y = [model.quality for model in front] + [front[-1].quality]
+    axes.plot(x, y, color=INK, linewidth=1.2, zorder=2)
+    for model in (model for model in widths.models if low < model.size < high):
+        axes.plot([model.size], [model.quality], "s", color=INK, markersize=4.5, zorder=3)
+        name = f"hidden {model.name[1:]}" if model.name[0] == "h" and model.name[1:].isdigit() else model.name
+        last = model.size == max(other.size for other in widths.models)
+        axes.annotate(
+            name, (model.size, model.quality), (5, -5), textcoords="offset points", fontsize=8.5, color=INK, va="top",
+            ha="right" if last else "left",
+        )  # fmt: skip
+
+
+def _methods(axes: Axes, widths: Widths, line: str) -> None:
+    by_method: dict[str, list[Point]] = {}
+    for point in widths.line(line):
+        by_method.setdefault(point.method, []).append(point)
+    for method, points in by_method.items():
+        colour, marker = LOOKS.get(method, OTHER)
+        x, y = [point.size for point in points], [point.quality for point in points]
+        reach = [[p.quality - p.low for p in points], [p.high - p.quality for p in points]]
+        axes.plot(x, y, color=colour, linestyle=DASHES[line], linewidth=1.3, zorder=4)
+        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=colour, elinewidth=0.9, capsize=1.8, zorder=4)
+        for point in points:
+            face = colour if point.worth != "not worth it" else "white"
+            axes.plot(
+                [point.size], [point.quality], marker, color=colour, markerfacecolor=face, markersize=4.8,
+                markeredgewidth=0.9, zorder=5,
+            )  # fmt: skip
+
+
+def _widths_on_top(axes: Axes, points: list[Point]) -> None:
+    """The widths in bits above the panel, where their models stand."""
+    sizes: dict[int, list[int]] = {}
+    for point in points:
+        sizes.setdefault(point.bits, []).append(point.size)
+    for i, (bits, own) in enumerate(sorted(sizes.items())):
+        at = float(np.median(own))
+        axes.annotate(
+            f"{bits} bits" if i == len(sizes) - 1 else str(bits), (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 4),
+            textcoords="offset points", ha="center", fontsize=9, color="#444444",
+        )  # fmt: skip
+        axes.axvline(at, color="#E6E6E6", linewidth=0.7, zorder=0)
+    axes.grid(axis="x", visible=False)
+
+
+def _names(figure: Figure, axes: Axes, points: list[Point]) -> None:
+    """Each method's name to the left of its narrowest point, kept apart, with a line to it."""
+    figure.draw_without_rendering()  # settles the layout, which places in pixels depend on
+    last: dict[str, Point] = {}
+    for point in points:
+        if point.method not in last or point.bits < last[point.method].bits:
+            last[point.method] = point
+    ends = list(last.values())
+    pixels = axes.transData.transform([(point.size, point.quality) for point in ends])
+    unit = figure.dpi / 72
+    box = axes.get_window_extent()
+    heights = spread(pixels[:, 1], 10.5 * unit, float(box.y0) + 6 * unit, float(box.y1) - 6 * unit)
+    left = float(pixels[:, 0].min()) - 16 * unit
+    for point, (x, y), height in zip(ends, pixels, heights, strict=True):
+        colour, _ = LOOKS.get(point.method, OTHER)
+        axes.annotate(
+            point.method, (point.size, point.quality), ((left - x) / unit, (height - y) / unit), textcoords="offset points",
+            ha="right", va="center", fontsize=9, color=colour, fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (1, 0.5)},
+        )  # fmt: skip
