@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 FORMAT = 3
 # onnxruntime is fastest on batches of this size: their activations stay in the cache.
 CHUNK = 32
-# How many items a cheap product proposes for an exact one, at least; requests at once for which that is faster; and how many
-# items the exact one takes at once.
-SHORTLIST, SHORTLIST_ROWS, RESCORED = 256, 2, 65_536
+# How many items a cheap product proposes for an exact one, at least, and how many the exact one takes at once.
+SHORTLIST, RESCORED = 256, 65_536
 NIBBLES = "nibbles"
 
 Array = NDArray[Any]
@@ -358,17 +357,19 @@ class Recommender:
         """Scores and internal ids of the k best, (batch, k) each, ties by the lower id; -inf where fewer are left. hidden:
         what not to recommend, by row."""
         k = min(k, self.items_count)
-        if self.shortlist is not None and len(state) <= SHORTLIST_ROWS:
-            found = [self._by_shortlist(state[i : i + 1], k, hidden[i], self.shortlist) for i in range(len(state))]
-            values, items = (np.stack(part) for part in zip(*found, strict=True))
-            return values, items
+        if self.shortlist is not None and len(state) == 1:
+            values, items = self._by_shortlist(state, k, hidden[0], self.shortlist)
+            return values[None], items[None]
         return self._ranked(self._exact("top_k.onnx"), state, k, hidden)
 
     @staticmethod
     def _ranked(session: onnxruntime.InferenceSession, state: Array, k: int, hidden: Sequence[Array]) -> tuple[Array, Array]:
-        rows = np.repeat(np.arange(len(state)), [len(ids) + 1 for ids in hidden])
-        padding = np.zeros(1, np.int64)
-        pairs = np.stack([rows, np.concatenate([part for ids in hidden for part in (padding, ids)])], 1)
+        pairs = np.zeros((sum(len(ids) + 1 for ids in hidden), 2), np.int64)  # (row, item); padding is item 0
+        at = 0
+        for row, ids in enumerate(hidden):
+            end = at + 1 + len(ids)
+            pairs[at:end, 0], pairs[at + 1 : end, 1] = row, ids
+            at = end
         values, items = session.run(None, {"state": state, "hidden": pairs, "k": np.array([k], np.int64)})
         return values, items
 
