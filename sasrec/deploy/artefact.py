@@ -59,11 +59,11 @@ def export(
     frozen: dict[str, FrozenTensor],
     items: Sequence[Item],
     card: dict[str, Any],
-    shortlist_from: int = FROM_ENTRIES,
+    shortlist_from: int | None = None,
 ) -> Sizes:
     """Write the artefact of `model` into `folder`. frozen: its quantized tensors; none: it stays in full precision. items:
     those of the ids 1, 2, ...; card: what else the manifest says of the model (data, training). shortlist_from: entries of
-    a table of at most 4 bits from which on single requests are answered by way of a shortlist."""
+    a table of at most 4 bits from which on single requests are answered by way of a shortlist; None: FROM_ENTRIES."""
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage()
     encoder = Encoder(model, frozen, storage)
@@ -83,7 +83,7 @@ def export(
         encoder.products["scoring"] = kind
         storage.tensors[table] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
     facts: dict[str, Any] = {}
-    if suits(state, frozen.get(table), shortlist_from):
+    if suits(state, frozen.get(table), FROM_ENTRIES if shortlist_from is None else shortlist_from):
         graph, contents["shortlist.onnx"], facts["shortlist"] = shortlist(state, frozen[table])
         given["shortlist.onnx"] = graph.given_names
         storage.tensors[table]["single_request"] = f"4 bits shortlist {SHORTLIST}, scored again in int8"
