@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class Recommendation:
     items: tuple[Item, ...]
     unknown: int
     by_popularity: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; dataclasses.asdict takes three times as long, as long as scoring."""
+        items = [{"id": i.id, "title": i.title, "categories": i.categories, "score": i.score} for i in self.items]
+        return {"items": items, "unknown": self.unknown, "by_popularity": self.by_popularity}
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -450,7 +455,7 @@ def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
     except (ArtefactError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(result), ensure_ascii=False, indent=2) if given.json else table(result))
+    print(json.dumps(result.as_dict(), ensure_ascii=False, indent=2) if given.json else table(result))
     return 0
 
 
