@@ -120,6 +120,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} was changed after the export; export the model again with `dvc repro`")
     for name, facts in manifest["files"].items():
         file = folder / name
+        if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+            raise ArtefactError(f"{path} does not say what {name} is; export the model again with `dvc repro`")
         if os.path.basename(name) != name or not file.is_file():
             raise ArtefactError(f"{file} is missing; copy the whole folder again")
         if file.stat().st_size != facts["bytes"]:
@@ -234,7 +236,20 @@ class Recommender:
         was changed after the export, or is of another version."""
         folder = Path(path)
         manifest = read_manifest(folder)
-        return cls(folder, manifest, threads)
+        try:
+            model = cls(folder, manifest, threads)
+            # What would fail at the first request fails here; and what is done once is done.
+            model.recommend(model.ids[1:2])
+            model.shortlisted = model.widened = 0
+            return model
+        except ArtefactError:
+            raise
+        except Exception as error:  # of whatever kind: the hashes are right, what they cover is not
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ArtefactError(
+                f"{folder / 'manifest.json'} does not describe the files beside it ({reason}); export the model again with "
+                "`dvc repro`"
+            ) from None
 
     def _session(self, file: str, tensors: Tensors) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
