@@ -55,6 +55,9 @@ def main(study: Study, variant: str) -> None:
     result = protocol.flat_metrics(ranks, params, card, dataclasses.asdict(sizes(folder)), float(np.mean(validation)))
     protocol.write_ranks(Path("data/evaluated", variant), ranks, study.seeds, card)
     write_json(Path("data/evaluated", variant, "agreement.json"), agreements)
+    # For the report: how each tensor is stored and computed, the same for every seed.
+    described = {key: model.manifest[key] for key in ("tensors", "activations", "products", "float_operators")}
+    write_json(Path("data/evaluated", variant, "tensors.json"), described)
     write_json(Path("metrics", f"{variant}.json"), result)
     print(f"{variant}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")
     for seed, found in zip(study.seeds, agreements, strict=True):

@@ -227,7 +227,9 @@ class Recommender:
         else:
             self._candidates = self._session("shortlist.onnx", tensors)
             self._rows = tensors.stored(manifest["scoring_table"])
-            self._row_scales = np.float32(self.shortlist["state_scale"]) * tensors.part(manifest["scoring_table"], "scale")[:, 0]
+            self._row_scales = (
+                np.float32(self.shortlist["state_scale"]) * tensors.part(manifest["scoring_table"], "scale")[:, 0]
+            )
         self._read_items()
 
     @classmethod

@@ -11,6 +11,7 @@ from sasrec.config import QuantParams
 from sasrec.quant.conventions import Kind, convention
 from sasrec.report.findings import MINUS, answer, details, width_text
 from sasrec.report.results import Results, Variant
+from sasrec.report.shipping import section
 from sasrec.report.tables import percent_text
 
 PAGE = Template("""\
@@ -100,6 +101,7 @@ $size
 <section>
 <h2>Latency</h2>
 $latency
+$shipping
 </section>
 <section>
 <h2>Training</h2>
@@ -136,9 +138,7 @@ CAPTIONS = {
     "size": "NDCG@10 against the bytes of the exported files, scales and manifest included. Variants of about the "
     "same size stand side by side, the best first. The baselines are left out.",
     "latency": "Median time of the exported models on this machine, run by their own runtime, from full histories to the ten "
-    "best of all items. Quantized ones multiply integers. plots/benchmark has these numbers with their 99th percentiles, and "
-    "beside them the same network in full precision, run by torch and by onnxruntime, bytes, memory, load time, and the "
-    "processor's flags.",
+    "best of all items. Quantized ones multiply integers. The tables below have the numbers.",
     "curves": "Training and validation loss above, NDCG@10 on validation below, by epoch. Epoch 0 is the state right "
     "after the quantizers were put in place. The best epoch on validation is the one that is kept. Fine-tuned variants "
     "share the scale of NDCG@10. Variants without training are not shown.",
@@ -162,6 +162,7 @@ def render(
         answer=_text(answer(results, quant)).replace(f"choose {chosen}:", f"choose <strong>{chosen}</strong>:"),
         details="\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in details(results, quant)),
         results=_results(results, chosen),
+        shipping=section([variant.name for variant in results.of_kind("model", "control", "method")]),
         notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in results.notes),
         sizes=_sizes(results, quant),
         agreement=_text(results.agreement),

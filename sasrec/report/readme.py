@@ -14,6 +14,7 @@ from typing import Any
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
 from sasrec.report.results import BASELINES
+from sasrec.report.shapes import shapes
 from sasrec.report.tables import size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
@@ -128,7 +129,8 @@ def filled(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         path = Path(match[2])
-        return f"{match[1]}{summary(path) if path.name == 'reference' else table(path)}{match[3]}"
+        made_of = summary if path.name == "reference" else shapes if path.suffix == ".csv" else table
+        return f"{match[1]}{made_of(path)}{match[3]}"
 
     return TABLE.sub(made, text)
 

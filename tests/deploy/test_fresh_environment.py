@@ -27,7 +27,19 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False)
     made = folder / "bin/python"
     # Installed from outside: the environment needs no pip of its own.
-    install = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--no-compile", "--retries", "0", *pins]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(made),
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--retries",
+        "0",
+        *pins,
+    ]
     try:
         done = subprocess.run(install, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

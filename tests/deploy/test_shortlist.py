@@ -79,7 +79,9 @@ def test_the_best_are_those_of_the_exact_product_to_the_bit(model: Recommender, 
     assert (found_values[0] == expected_values).all()
 
 
-@pytest.mark.parametrize(("method", "bits", "table"), [("ptq", 4, "per_tensor"), ("lsq", 3, "per_row"), ("dorefa", 2, "per_row")])
+@pytest.mark.parametrize(
+    ("method", "bits", "table"), [("ptq", 4, "per_tensor"), ("lsq", 3, "per_row"), ("dorefa", 2, "per_row")]
+)
 def test_other_tables_of_small_integers_are_shortlisted_too(
     method: str, bits: int, table: str, exported: Callable[..., Path]
 ) -> None:

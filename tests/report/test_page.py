@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sasrec.config import QuantParams, Study
+from sasrec.errors import UserError
 from sasrec.report.findings import answer, best_method, details, width_text
 from sasrec.report.layout import side_by_side, spread
 from sasrec.report.results import Comparison, Results, load_results
@@ -60,7 +61,7 @@ def test_the_page_can_be_read_by_everyone(page: str) -> None:
     assert "prefers-color-scheme: dark" in page
     assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
     tags = [tag for tag, _ in elements]
-    assert tags.count("table") == tags.count("caption") == 4
+    assert tags.count("table") == tags.count("caption") == 4 + 2 + 4  # the last: of each variant's tensors
     assert ("html", {"lang": "en"}) in elements
 
 
@@ -164,3 +165,21 @@ def test_the_page_says_how_many_levels_each_method_has(page: str) -> None:
     table = page[page.index('aria-label="Levels"') :]
     rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
     assert {name: re.findall(r"<td>(\d+)<", cells) for name, cells in rows} == {"ptq": ["16"] * 3, "lsq": ["16"] * 3}
+
+
+def test_the_page_says_how_the_models_run_and_compute(page: str) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.replace("&nbsp;", " ")))
+    assert "torch eager ms" in text and "torch.compile ms" not in text  # what was not measured has no column
+    assert "lsq 1 1.5 0.2 588 3.25 lsq 32 4 1 6400 9.75" in text
+    assert "Threads: 1. Processor: avx2 avx512_vnni." in text
+    assert "lsq 10000 13 61" in text
+    assert "item_table.weight 4 31 x 16 int8 int32 248" in text
+    assert "Activations: 8 bits. Left in float32: 2 Softmax, 9 Add; matrix products: none." in text
+    assert "sasrec: full precision, tensor by tensor Activations are not quantized." in text
+    assert "matrix products: scoring." in text
+
+
+def test_a_model_that_evaluate_did_not_describe_is_named(folder: Path, study: Study) -> None:
+    Path("data/evaluated/lsq/tensors.json").unlink()
+    with pytest.raises(UserError, match=r"data/evaluated/lsq/tensors.json does not exist; run `dvc repro`"):
+        main(study)
