@@ -17,7 +17,7 @@ from sasrec.config import BenchmarkParams, ModelParams, from_mapping
 from sasrec.deploy.artefact import sizes
 from sasrec.deploy.recommender import Recommender
 from sasrec.models.sasrec import SASRec
-from sasrec.peers import K, Ids, Work, by_onnxruntime, by_runtime, by_torch, chunks
+from sasrec.peers import Ids, K, Work, by_onnxruntime, by_runtime, by_torch, chunks
 
 # What decides how fast integers are multiplied.
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")

@@ -72,7 +72,7 @@ def whole(folder: Path, file: str) -> onnx.ModelProto:
     return model
 
 
-class Reader(CalibrationDataReader):
+class Reader(CalibrationDataReader):  # type: ignore[misc]
     """A list of inputs, once."""
 
     def __init__(self, inputs: list[dict[str, Any]]) -> None:
@@ -129,7 +129,8 @@ def by_onnxruntime(plain: SASRec, threads: int, int8: bool = True) -> dict[str, 
             with quiet():
                 quantize_static(
                     source, target, Reader(given),
-                    quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
+                    quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                    per_channel=True,
                 )  # fmt: skip
             made["onnxruntime_static"].append(session(target, threads))
         return works | {name: by_sessions(*pair) for name, pair in made.items()}
