@@ -34,7 +34,9 @@ def simulation(folder: Path) -> Simulation:
 
 
 def main(study: Study, variant: str) -> None:
-    set_up(study.threads, "cpu")
+    # One thread of torch: the simulation works on small tensors, for which two wait for each other more than they compute, on a
+    # busy machine twenty times longer. What is counted comes from onnxruntime, with the threads of the study.
+    set_up(1, "cpu")
     store = Sequences.load(Path("data/prepared"))
     params = study.evaluate
     options: dict[str, Any] = {"exclude_seen": params.exclude_seen, "batch_size": params.batch_size}

@@ -165,9 +165,8 @@ def main() -> None:
     times.sort()
     p50, p99 = (times[min(len(times) - 1, int(share * len(times)))] * 1000 for share in (0.5, 0.99))
     errors = sum(count for status, count in statuses.items() if status != 200)
-    print(
-        f"{options.requests:,} requests of {options.clients} clients: {options.requests / seconds:,.0f} a second, {errors} errors"
-    )
+    rate = options.requests / seconds
+    print(f"{options.requests:,} requests of {options.clients} clients: {rate:,.0f} a second, {errors} errors")
     print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, longest {times[-1] * 1000:.1f} ms")
     print(f"server: {memory:.0f} MB resident, {(after - before) / options.requests * 1e6:.0f} us of processor time a request")
     sys.exit(errors > 0)

@@ -226,10 +226,9 @@ class Recommender:
             self._exact("top_k.onnx", tensors)
         else:
             self._candidates = self._session("shortlist.onnx", tensors)
-            self._rows = tensors.stored(manifest["scoring_table"])
-            self._row_scales = (
-                np.float32(self.shortlist["state_scale"]) * tensors.part(manifest["scoring_table"], "scale")[:, 0]
-            )
+            table = manifest["scoring_table"]
+            self._rows = tensors.stored(table)
+            self._row_scales = np.float32(self.shortlist["state_scale"]) * tensors.part(table, "scale")[:, 0]
         self._read_items()
 
     @classmethod

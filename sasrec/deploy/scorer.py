@@ -56,7 +56,7 @@ def scorer(
 
 
 def best_of(graph: Graph, scores: str, inputs: dict[str, tuple[str, Shape]]) -> bytes:
-    """The content of a graph that ends in the k best of `scores` (batch, rows), as `scorer` describes it. inputs: the others."""
+    """The content of a graph that ends in the k best of `scores` (batch, rows), as `scorer` says. inputs: the others."""
     count = graph.node("Shape", "hidden", start=0, end=1)
     never = graph.node("ConstantOfShape", count, value=helper.make_tensor("never", 1, [1], [-np.inf]))
     scores = graph.node("ScatterND", scores, "hidden", never)

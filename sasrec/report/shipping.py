@@ -65,8 +65,8 @@ def _latencies(measured: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     ]
     processors = _each(measured, "flags")
     caption = (
-        "Medians for a whole batch on this machine, all in one run, taking turns. Encode and score are the exported model; beside "
-        "them the same network in full precision, from histories to the ten best, by torch and by onnxruntime, and what "
+        "Medians for a whole batch on this machine, all in one run, taking turns. Encode and score are the exported model; "
+        "beside them the same network in full precision, from histories to the ten best, by torch and by onnxruntime, and what "
         f"onnxruntime's own quantization makes of it. Threads: {_each(measured, 'threads')}. Processor: {processors}."
     )
     return _table("Latencies", caption, ("Variant", "Batch", *(TIMES[name] for name in shown)), rows)
@@ -84,8 +84,8 @@ def _processes(measured: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
         if own
     ]
     caption = (
-        "A new process that loads the model, checks every hash and answers once: time to load, and memory then, Python, numpy and "
-        "onnxruntime included."
+        "A new process that loads the model, checks every hash and answers once: time to load, and memory then, with "
+        "Python, numpy and onnxruntime."
     )
     return _table("Processes", caption, ("Variant", "Bytes on disk", "Load ms", "Resident MB"), rows)
 

@@ -1,4 +1,4 @@
-"""The exported folder, copied alone, in an environment of its own that has numpy and onnxruntime and nothing of this project."""
+"""The exported folder, copied alone, in an environment of its own with numpy and onnxruntime and nothing else."""
 
 import re
 import shutil
