@@ -35,7 +35,7 @@ def test_works_take_turns_and_the_first_of_a_turn_does_not_count() -> None:
 
     works = {"a": lambda: work("a", 1), "b": lambda: work("b", 2)}
     found = times_ms(works, 4, lambda: now[0])
-    assert "".join(called) == "aaaa" "bbbb" "aa" "bb"  # three of a turn count, then one
+    assert "".join(called) == "aaaabbbbaabb"  # three of a turn count, then one
     assert {name: times.tolist() for name, times in found.items()} == {"a": [1000.0] * 4, "b": [2000.0] * 4}
 
 
