@@ -1,4 +1,4 @@
-"""What is timed beside an exported model computes the same network, everything takes turns, and the table holds what was timed."""
+"""What is timed beside an exported model computes the same network, everything takes turns, the table holds what was timed."""
 
 import sys
 from pathlib import Path
