@@ -88,13 +88,20 @@ def session(path: Path, threads: int) -> InferenceSession:
     return InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def given(encoder: InferenceSession, histories: Ids) -> dict[str, NDArray[Any]]:
+    """The inputs of an encoder: item ids, and of whatever else it takes of each event that it is not known."""
+    others = {other.name: other.type for other in encoder.get_inputs() if other.name != "items"}
+    types = {name: np.float64 if kind == "tensor(double)" else np.float32 for name, kind in others.items()}
+    return {"items": histories} | {name: np.full(histories.shape, np.nan, dtype) for name, dtype in types.items()}
+
+
 def by_sessions(encoder: InferenceSession, top_k: InferenceSession) -> Work:
     count = np.array([K], np.int64)
 
     def timed(histories: Ids) -> Any:
         found = []
         for part in chunks(histories):
-            state = encoder.run(None, {"items": part})[0]
+            state = encoder.run(None, given(encoder, part))[0]
             pairs = np.stack([np.arange(len(part)), np.zeros(len(part), np.int64)], 1)
             found.append(top_k.run(None, {"state": state, "hidden": pairs, "k": count}))
         return found
@@ -114,13 +121,14 @@ def by_onnxruntime(plain: SASRec, threads: int, int8: bool = True) -> dict[str, 
             return works
         rng = np.random.default_rng(1)
         histories = rng.integers(1, plain.items + 1, (CALIBRATION, 1, model.max_len))
+        encoder = model._encoder
         never, count = np.zeros((1, 2), np.int64), np.array([K], np.int64)
         inputs = {
-            "encoder.onnx": [{"items": one} for one in histories],
+            "encoder.onnx": [given(encoder, one) for one in histories],
             "top_k.onnx": [{"state": model.encode(one), "hidden": never, "k": count} for one in histories],
         }
         made: dict[str, list[InferenceSession]] = {"onnxruntime_dynamic": [], "onnxruntime_static": []}
-        for file, given in inputs.items():
+        for file, calibration in inputs.items():
             source, target = Path(temporary, file), Path(temporary, "int8.onnx")
             onnx.save(whole(folder, file), source)
             with quiet():
@@ -128,7 +136,7 @@ def by_onnxruntime(plain: SASRec, threads: int, int8: bool = True) -> dict[str, 
             made["onnxruntime_dynamic"].append(session(target, threads))
             with quiet():
                 quantize_static(
-                    source, target, Reader(given),
+                    source, target, Reader(calibration),
                     quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                     per_channel=True,
                 )  # fmt: skip
