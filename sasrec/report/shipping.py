@@ -12,7 +12,7 @@ from sasrec.files import read_json
 
 # Column of plots/benchmark/<variant>.csv and how the table heads it; a column that was not measured stays empty.
 TIMES = {
-    "encode_ms": "Encode ms", "encode_p99_ms": "p99", "score_ms": "Score ms", "score_p99_ms": "p99",
+    "encode_ms": "Encode ms", "encode_p99_ms": "Encode p99 ms", "score_ms": "Score ms", "score_p99_ms": "Score p99 ms",
     "sequences_per_second": "Sequences a second", "torch_ms": "torch eager ms", "torch_compile_ms": "torch.compile ms",
     "onnxruntime_fp32_ms": "onnxruntime float32 ms", "onnxruntime_dynamic_ms": "its dynamic int8 ms",
     "onnxruntime_static_ms": "its static int8 ms",
@@ -20,10 +20,12 @@ TIMES = {
 
 
 def section(names: Sequence[str]) -> str:
-    """HTML for exported variants, from what benchmark and evaluate wrote in the working directory."""
+    """HTML for exported variants, and for the tensors of quantized ones, from what benchmark and evaluate wrote in the working
+    directory."""
     measured = {name: _rows(Path("plots/benchmark", f"{name}.csv")) for name in names}
     described = {name: _described(Path("data/evaluated", name, "tensors.json")) for name in names}
-    return "\n".join([_latencies(measured), _processes(measured), *map(_tensors, described, described.values())])
+    tensors = [_tensors(name, own) for name, own in described.items() if any(e["bits"] < 32 for e in own["tensors"].values())]
+    return "\n".join([_latencies(measured), _processes(measured), *tensors])
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -52,7 +54,7 @@ def _table(label: str, caption: str, header: Sequence[str], rows: Sequence[Seque
         for first, *cells in rows
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n<table>\n'
+        f'<div class="scroll" style="margin: 1rem 0" role="region" tabindex="0" aria-label="{escape(label)}">\n<table>\n'
         f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n"
         "</tbody>\n</table>\n</div>"
     )
@@ -109,8 +111,7 @@ def _tensors(variant: str, described: Mapping[str, Any]) -> str:
         "integers. A table that is only looked up is computed in float32."
     )
     table = _table(f"Tensors of {variant}", caption, ("Tensor", "Bits", "Shape", "Computed", "Summed", "Bytes"), rows)
-    many = f"{len(rows)} quantized tensors" if widths or len(rows) > 1 else "full precision"
     return (
-        f"<details>\n<summary>{escape(variant)}: {many}, tensor by tensor</summary>\n"
+        f"<details>\n<summary>{escape(variant)}: {len(rows)} stored tensors, one by one</summary>\n"
         f'<p class="note">{escape(text)}</p>\n{table}\n</details>'
     )
