@@ -1,10 +1,12 @@
 """The folder that ships a model. It works alone: with numpy and onnxruntime, without this package.
 
-encoder.onnx: item ids to the state after the last one. scores.onnx, top_k.onnx: a state to the scores of all items, or to
-the best; shortlist.onnx: to candidates for the best, where that is faster. item_table.bin (and output_table.bin, where items
-are scored with a table of their own): packed codes, and a float16 scale per row. weights.bin: weights below 8 bits, packed;
-those of 8 bits are int8 initializers of encoder.onnx. items.csv: internal id, original id, title, categories, training
-interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file.
+encoder.onnx: item ids to the state after the last one. scores.onnx, top_k.onnx: a state to the scores of all items, or to the
+best. item_table.bin (and output_table.bin, where items are scored with a table of their own): packed codes, and a float16
+scale per row. weights.bin: weights below 8 bits, packed; those of 8 bits are int8 initializers of encoder.onnx. items.csv:
+internal id, original id, title, categories, training interactions. recommender.py: the runtime. manifest.json: what all of
+this is, with the sha256 of each file.
+
+shortlist.onnx, for large tables of few bits: a state to candidates for the best (`sasrec.deploy.shortlist`).
 """
 
 import csv
