@@ -5,24 +5,25 @@ import io
 import json
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sasrec.config import BenchmarkParams, ModelParams, from_mapping
-from sasrec.deploy.artefact import Item, export, sizes
-from sasrec.deploy.recommender import CHUNK, Recommender
+from sasrec.deploy.artefact import sizes
+from sasrec.deploy.recommender import Recommender
 from sasrec.models.sasrec import SASRec
+from sasrec.peers import Ids, K, Work, by_onnxruntime, by_runtime, by_torch, chunks
 
-K = 10
 # What decides how fast integers are multiplied.
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+PEERS = ("torch", "torch_compile", "onnxruntime_fp32", "onnxruntime_dynamic", "onnxruntime_static")
+# How often a work is done in a row while others wait: the first time finds the caches as the others left them.
+IN_A_ROW = 3
 # Run in a process of its own, in the exported folder, so that only the runtime is in memory.
 LOAD = """
 import json, time
@@ -37,15 +38,20 @@ print(json.dumps({"load_ms": (loaded - imported) * 1e3, "resident_mb": int(statu
 """
 
 
-def times_ms(work: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median and 99th percentile of the wall time of `work` in milliseconds, after two calls that do not count."""
-    times = []
-    for i in range(repeats + 2):
-        began = time.perf_counter()
-        work()
-        if i >= 2:
-            times.append((time.perf_counter() - began) * 1000)
-    return float(np.median(times)), float(np.percentile(times, 99))
+def times_ms(
+    works: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, NDArray[np.float64]]:
+    """Times of each work in milliseconds, `repeats` of each. They take turns, so that what else runs on the machine slows
+    all of them alike; each runs once uncounted whenever its turn comes. clock: in seconds."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    while min(map(len, times.values())) < repeats:
+        for name, work in works.items():
+            work()
+            for _ in range(min(IN_A_ROW, repeats - len(times[name]))):
+                began = clock()
+                work()
+                times[name].append((clock() - began) * 1000)
+    return {name: np.array(own) for name, own in times.items()}
 
 
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> str:
@@ -63,74 +69,65 @@ def loading(folder: Path) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def chunks(histories: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for at in range(0, len(histories), CHUNK):
-        yield histories[at : at + CHUNK]
+def peers(plain: SASRec, params: BenchmarkParams) -> dict[str, Work]:
+    """Those of PEERS that were asked for."""
+    found: dict[str, Work] = {}
+    if params.peers:
+        found |= {"torch": by_torch(plain)} | by_onnxruntime(plain, params.threads)
+    if params.compile:
+        found["torch_compile"] = by_torch(plain, compiled=True)
+    return found
 
 
-def of_runtime(model: Recommender, histories: NDArray[np.int64], repeats: int) -> dict[str, float]:
-    """encode_ms, score_ms (the ten best of all items) and their 99th percentiles, for the whole batch."""
+def measured(
+    model: Recommender,
+    others: Mapping[str, Work],
+    histories: Ids,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds for the whole batch: `encode`, `score` (the ten best of all items) and both, `all`, of the runtime; and
+    each of `others`, which do both."""
     states = [model.encode(part) for part in chunks(histories)]
     nothing = np.zeros(0, np.int64)
-
-    def score() -> None:
-        for state in states:
-            model.top_k(state, K, [nothing] * len(state))
-
-    encode = times_ms(lambda: [model.encode(part) for part in chunks(histories)], repeats)
-    best = times_ms(score, repeats)
-    return {"encode_ms": encode[0], "score_ms": best[0], "encode_p99_ms": encode[1], "score_p99_ms": best[1]}
-
-
-def of_torch(model: SASRec, histories: NDArray[np.int64], repeats: int, compiled: bool) -> float:
-    """Median milliseconds from histories to the ten best, in one call."""
-    ids = torch.from_numpy(histories)
-    table = model.scoring_table.all().detach()
-
-    def work(batch: torch.Tensor) -> Any:
-        return (model.encode(batch, last=True)[:, 0] @ table.T).topk(min(K, len(table)))
-
-    run = torch.compile(work, dynamic=False) if compiled else work
-    with torch.no_grad():
-        return times_ms(lambda: run(ids), repeats)[0]
+    own = by_runtime(model)
+    works: dict[str, Callable[[], Any]] = {
+        "encode": lambda: [model.encode(part) for part in chunks(histories)],
+        "score": lambda: [model.top_k(state, K, [nothing] * len(state)) for state in states],
+        "all": lambda: own(histories),
+    }
+    for name, other in others.items():
+        works[name] = lambda other=other: other(histories)  # type: ignore[misc]
+    return times_ms(works, repeats, clock)
 
 
 def benchmark(folder: Path, params: BenchmarkParams) -> str:
     """CSV of the exported model in `folder`, a row per batch size: batch, encode_ms, score_ms, sequences_per_second, p99s;
-    milliseconds of the same network in full precision, from histories to the ten best, by torch and by onnxruntime (empty
-    where not asked for); bytes, resident_mb, load_ms, threads and the processor's flags.
+    milliseconds of the same network in full precision by each of PEERS, from histories to the ten best (empty where not
+    asked for); bytes, resident_mb, load_ms, threads and the processor's flags.
 
     Full histories of random items, because the cost depends on the length alone; so do the others' random weights.
     """
     model = Recommender.load(folder, params.threads)
     facts = loading(folder)
     plain = SASRec(from_mapping(ModelParams, model.manifest["model"], "model"), model.items_count).eval()
+    others = peers(plain, params)
     rng = np.random.default_rng(0)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["batch", "encode_ms", "score_ms", "sequences_per_second", "encode_p99_ms", "score_p99_ms"]
-        + ["torch_ms", "torch_compile_ms", "onnxruntime_fp32_ms", "bytes", "resident_mb", "load_ms", "threads", "flags"]
+        + [f"{name}_ms" for name in PEERS]
+        + ["bytes", "resident_mb", "load_ms", "threads", "flags"]
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        full = None
-        if params.peers:
-            export(Path(temporary), plain, {}, [Item("")] * model.items_count, {})
-            full = Recommender.load(temporary, params.threads)
-        for size in params.batch_sizes:
-            histories = rng.integers(1, model.items_count + 1, (size, model.max_len))
-            repeats = max(params.repeats, params.repeats * 32 // size)  # a percentile of few is none
-            own = of_runtime(model, histories, repeats)
-            total = own["encode_ms"] + own["score_ms"]
-            peers: list[float | None] = [None, None, None]
-            if full is not None:
-                other = of_runtime(full, histories, repeats)
-                peers = [of_torch(plain, histories, repeats, False), None, other["encode_ms"] + other["score_ms"]]
-            if params.compile:
-                peers[1] = of_torch(plain, histories, repeats, True)
-            row = [f"{own['encode_ms']:.3f}", f"{own['score_ms']:.3f}", f"{size / total * 1000:.0f}"]
-            row += [f"{own['encode_p99_ms']:.3f}", f"{own['score_p99_ms']:.3f}"]
-            row += ["" if peer is None else f"{peer:.3f}" for peer in peers]
-            row += [str(sizes(folder).bytes), f"{facts['resident_mb']:.0f}", f"{facts['load_ms']:.0f}", str(params.threads)]
-            writer.writerow([size, *row, processor_flags()])
+    for size in params.batch_sizes:
+        histories = rng.integers(1, model.items_count + 1, (size, model.max_len))
+        repeats = max(params.repeats, params.repeats * 32 // size)  # a percentile of few is none
+        times = measured(model, others, histories, repeats)
+        row = [f"{np.median(times[name]):.3f}" for name in ("encode", "score")]
+        row.append(f"{size / np.median(times['all']) * 1000:.0f}")
+        row += [f"{np.percentile(times[name], 99):.3f}" for name in ("encode", "score")]
+        row += [f"{np.median(times[name]):.3f}" if name in times else "" for name in PEERS]
+        row += [str(sizes(folder).bytes), f"{facts['resident_mb']:.0f}", f"{facts['load_ms']:.0f}", str(params.threads)]
+        writer.writerow([size, *row, processor_flags()])
     return text.getvalue()

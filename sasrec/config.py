@@ -361,7 +361,7 @@ class BenchmarkParams:
     threads: int = 1
     batch_sizes: tuple[int, ...] = (1, 32, 512)
     repeats: int = 7
-    peers: bool = True  # the same network in full precision, by torch and by onnxruntime
+    peers: bool = True  # the same network by torch and onnxruntime in full precision, and by onnxruntime's own int8
     compile: bool = False  # torch.compile, too
 
     def __post_init__(self) -> None:

@@ -32,7 +32,8 @@ def set_up(threads: int, device: str) -> torch.device:
     bits), and choose the device. Raises UserError where `cuda` is asked for and there is none."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # What torch.use_deterministic_algorithms does, without importing torch's compiler to tell it, too: that takes seconds.
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
     # Nothing here reads memory before writing it; filling every new tensor with NaN first would cost 8 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

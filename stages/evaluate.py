@@ -34,7 +34,9 @@ def simulation(folder: Path) -> Simulation:
 
 
 def main(study: Study, variant: str) -> None:
-    set_up(study.threads, "cpu")
+    # One thread of torch: the simulation works on small tensors, for which two wait for each other more than they compute, on a
+    # busy machine twenty times longer. What is counted comes from onnxruntime, with the threads of the study.
+    set_up(1, "cpu")
     store = Sequences.load(Path("data/prepared"))
     params = study.evaluate
     options: dict[str, Any] = {"exclude_seen": params.exclude_seen, "batch_size": params.batch_size}
@@ -55,6 +57,9 @@ def main(study: Study, variant: str) -> None:
     result = protocol.flat_metrics(ranks, params, card, dataclasses.asdict(sizes(folder)), float(np.mean(validation)))
     protocol.write_ranks(Path("data/evaluated", variant), ranks, study.seeds, card)
     write_json(Path("data/evaluated", variant, "agreement.json"), agreements)
+    # For the report: how each tensor is stored and computed, the same for every seed.
+    described = {key: model.manifest[key] for key in ("tensors", "activations", "products", "float_operators")}
+    write_json(Path("data/evaluated", variant, "tensors.json"), described)
     write_json(Path("metrics", f"{variant}.json"), result)
     print(f"{variant}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")
     for seed, found in zip(study.seeds, agreements, strict=True):

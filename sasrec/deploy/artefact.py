@@ -5,6 +5,8 @@ best. item_table.bin (and output_table.bin, where items are scored with a table 
 scale per row. weights.bin: weights below 8 bits, packed; those of 8 bits are int8 initializers of encoder.onnx. items.csv:
 internal id, original id, title, categories, training interactions. recommender.py: the runtime. manifest.json: what all of
 this is, with the sha256 of each file.
+
+shortlist.onnx, for large tables of few bits: a state to candidates for the best (`sasrec.deploy.shortlist`).
 """
 
 import csv
@@ -18,8 +20,9 @@ import onnxruntime
 
 from sasrec import __version__
 from sasrec.deploy.encoder import Encoder
-from sasrec.deploy.recommender import FORMAT, digest
+from sasrec.deploy.recommender import FORMAT, SHORTLIST, digest
 from sasrec.deploy.scorer import scorer
+from sasrec.deploy.shortlist import FROM_ENTRIES, shortlist, suits
 from sasrec.deploy.storage import Storage
 from sasrec.files import atomic, read_json, sha256, write_json
 from sasrec.models.sasrec import SASRec
@@ -52,9 +55,17 @@ class Sizes:
     bits: float
 
 
-def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: Sequence[Item], card: dict[str, Any]) -> Sizes:
+def export(
+    folder: Path,
+    model: SASRec,
+    frozen: dict[str, FrozenTensor],
+    items: Sequence[Item],
+    card: dict[str, Any],
+    shortlist_from: int | None = None,
+) -> Sizes:
     """Write the artefact of `model` into `folder`. frozen: its quantized tensors; none: it stays in full precision. items:
-    those of the ids 1, 2, ...; card: what else the manifest says of the model (data, training)."""
+    those of the ids 1, 2, ...; card: what else the manifest says of the model (data, training). shortlist_from: entries of
+    a table of at most 4 bits from which on single requests are answered by way of a shortlist; None: FROM_ENTRIES."""
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage()
     encoder = Encoder(model, frozen, storage)
@@ -73,6 +84,11 @@ def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: 
         contents[f"{name}.onnx"], given[f"{name}.onnx"] = content, graph.given_names
         encoder.products["scoring"] = kind
         storage.tensors[table] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
+    facts: dict[str, Any] = {}
+    if suits(state, frozen.get(table), FROM_ENTRIES if shortlist_from is None else shortlist_from):
+        graph, contents["shortlist.onnx"], facts["shortlist"] = shortlist(state, frozen[table])
+        given["shortlist.onnx"] = graph.given_names
+        storage.tensors[table]["single_request"] = f"4 bits shortlist {SHORTLIST}, scored again in int8"
     contents |= {name: bytes(data) for name, data in storage.files.items()}
     contents["items.csv"] = _items_csv(items)
     contents["recommender.py"] = RUNTIME.read_bytes()
@@ -88,6 +104,7 @@ def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: 
         **card,
         "scoring_table": table,
         "given": given,
+        **facts,
         "levels": storage.levels,
         "tensors": storage.tensors,
         "activations": {name: item.grid.bits for name, item in frozen.items() if item.codes is None},

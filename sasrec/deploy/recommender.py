@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from numpy.typing import NDArray
 FORMAT = 3
 # onnxruntime is fastest on batches of this size: their activations stay in the cache.
 CHUNK = 32
+# How many items a cheap product proposes for an exact one, at least, and how many the exact one takes at once.
+SHORTLIST, RESCORED = 256, 65_536
+NIBBLES = "nibbles"
 
 Array = NDArray[Any]
 
@@ -53,6 +57,11 @@ class Recommendation:
     items: tuple[Item, ...]
     unknown: int
     by_popularity: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; dataclasses.asdict takes three times as long, as long as scoring."""
+        items = [{"id": i.id, "title": i.title, "categories": i.categories, "score": i.score} for i in self.items]
+        return {"items": items, "unknown": self.unknown, "by_popularity": self.by_popularity}
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -86,6 +95,11 @@ def unpack(stream: NDArray[np.uint8], bits: int, shape: Sequence[int]) -> NDArra
     return codes[:count].reshape(shape)
 
 
+def block_size(features: int) -> int:
+    """Elements that share a scale in a product by 4-bit blocks: as many as divide a row, a power of two from 16 to 256."""
+    return min(256, features & -features)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder whose files are all as it describes them. Raises ArtefactError."""
     path = folder / "manifest.json"
@@ -106,6 +120,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} was changed after the export; export the model again with `dvc repro`")
     for name, facts in manifest["files"].items():
         file = folder / name
+        if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+            raise ArtefactError(f"{path} does not say what {name} is; export the model again with `dvc repro`")
         if os.path.basename(name) != name or not file.is_file():
             raise ArtefactError(f"{file} is missing; copy the whole folder again")
         if file.stat().st_size != facts["bytes"]:
@@ -163,12 +179,28 @@ class Tensors:
             result = result + np.float32(moved) * self._parameter(name, "scale")
         return np.broadcast_to(result, (entry["shape"][0], 1))
 
+    def nibbles(self, name: str) -> NDArray[np.uint8]:
+        """A table of integers from -8 to 7 as onnxruntime takes 4 bits: (rows, blocks, block / 2), each plus 8, the earlier
+        one in the lower half of a byte."""
+        table = self.stored(name)
+        rows, features = table.shape
+        result = np.empty((rows, features // 2), np.uint8)
+        for at in range(0, rows, RESCORED):
+            part = (table[at : at + RESCORED] + 8).view(np.uint8)
+            result[at : at + RESCORED] = part[:, 0::2] | part[:, 1::2] << 4
+        return result.reshape(rows, features // block_size(features), -1)
+
     def initializer(self, name: str, scoring: str) -> Array:
         """What a graph asks for by name. scoring: the table that items are scored with, (rows, features), which the product
         takes turned over, as integers wherever it is quantized."""
         place, _, part = name.partition("/")
         if place != "scoring_table":
             return self.stored(name) if not part else np.ascontiguousarray(self.part(place, part))
+        if part == NIBBLES:
+            return self.nibbles(scoring)
+        if part == "block_scales":
+            features = self.entries[scoring]["shape"][1]
+            return np.repeat(self.part(scoring, "scale")[:, 0], features // block_size(features))
         if part:
             return np.ascontiguousarray(self.part(scoring, part)[:, 0])
         table = self.stored(scoring)
@@ -186,8 +218,18 @@ class Recommender:
         self._arrays: list[Array] = []
         tensors = Tensors(folder, manifest)
         self._encoder = self._session("encoder.onnx", tensors)
-        self._top_k = self._session("top_k.onnx", tensors)
-        self._scores: onnxruntime.InferenceSession | None = None
+        self._lazy: dict[str, onnxruntime.InferenceSession] = {}
+        self._lock = threading.Lock()
+        self.shortlist: dict[str, Any] | None = manifest.get("shortlist")
+        # Of the requests that were answered by way of a shortlist, those whose shortlist had to be widened.
+        self.shortlisted = self.widened = 0
+        if self.shortlist is None:
+            self._exact("top_k.onnx", tensors)
+        else:
+            self._candidates = self._session("shortlist.onnx", tensors)
+            table = manifest["scoring_table"]
+            self._rows = tensors.stored(table)
+            self._row_scales = np.float32(self.shortlist["state_scale"]) * tensors.part(table, "scale")[:, 0]
         self._read_items()
 
     @classmethod
@@ -196,13 +238,29 @@ class Recommender:
         was changed after the export, or is of another version."""
         folder = Path(path)
         manifest = read_manifest(folder)
-        return cls(folder, manifest, threads)
+        try:
+            model = cls(folder, manifest, threads)
+            # What would fail at the first request fails here; and what is done once is done.
+            model.recommend(model.ids[1:2])
+            model.shortlisted = model.widened = 0
+            return model
+        except ArtefactError:
+            raise
+        except Exception as error:  # of whatever kind: the hashes are right, what they cover is not
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ArtefactError(
+                f"{folder / 'manifest.json'} does not describe the files beside it ({reason}); export the model again with "
+                "`dvc repro`"
+            ) from None
 
     def _session(self, file: str, tensors: Tensors) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         # Threads that wait for work by spinning take the cores from whatever else runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Processors before VNNI add two products of 8 bits in 16, which 127 times 255 twice does not fit; on those, and no
+        # others, this has onnxruntime take a slower product that is exact.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 3
         names = self.manifest["given"][file]
         arrays = [tensors.initializer(name, self.manifest["scoring_table"]) for name in names]
@@ -211,6 +269,13 @@ class Recommender:
             options.add_external_initializers(names, [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays])
         content = (self.folder / file).read_bytes()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def _exact(self, file: str, tensors: Tensors | None = None) -> onnxruntime.InferenceSession:
+        """The session of a file that not everyone needs, made when it is first asked for: it holds a table of its own."""
+        with self._lock:
+            if file not in self._lazy:
+                self._lazy[file] = self._session(file, tensors or Tensors(self.folder, self.manifest))
+            return self._lazy[file]
 
     def _read_items(self) -> None:
         with open(self.folder / "items.csv", encoding="utf-8", newline="") as file:
@@ -314,20 +379,57 @@ class Recommender:
         return self._encoder.run(None, {"items": histories})[0]
 
     def top_k(self, state: Array, k: int, hidden: Sequence[Array]) -> tuple[Array, Array]:
-        """Scores and internal ids of the k best, (batch, k) each; -inf where fewer are left. hidden: what not to recommend, by
-        row."""
-        rows = np.repeat(np.arange(len(state)), [len(ids) + 1 for ids in hidden])
-        padding = np.zeros(1, np.int64)
-        pairs = np.stack([rows, np.concatenate([part for ids in hidden for part in (padding, ids)])], 1)
+        """Scores and internal ids of the k best, (batch, k) each, ties by the lower id; -inf where fewer are left. hidden:
+        what not to recommend, by row."""
         k = min(k, self.items_count)
-        values, items = self._top_k.run(None, {"state": state, "hidden": pairs, "k": np.array([k], np.int64)})
+        if self.shortlist is not None and len(state) == 1:
+            values, items = self._by_shortlist(state, k, hidden[0], self.shortlist)
+            return values[None], items[None]
+        return self._ranked(self._exact("top_k.onnx"), state, k, hidden)
+
+    @staticmethod
+    def _ranked(session: onnxruntime.InferenceSession, state: Array, k: int, hidden: Sequence[Array]) -> tuple[Array, Array]:
+        pairs = np.zeros((sum(len(ids) + 1 for ids in hidden), 2), np.int64)  # (row, item); padding is item 0
+        at = 0
+        for row, ids in enumerate(hidden):
+            end = at + 1 + len(ids)
+            pairs[at:end, 0], pairs[at + 1 : end, 1] = row, ids
+            at = end
+        values, items = session.run(None, {"state": state, "hidden": pairs, "k": np.array([k], np.int64)})
         return values, items
+
+    def _by_shortlist(self, state: Array, k: int, hidden: Array, facts: dict[str, Any]) -> tuple[Array, Array]:
+        """The k best for one state (1, 1, features): candidates by the cheap product, scored exactly; more candidates until
+        none that is left out can be among the best."""
+        levels = state[0, 0].astype(np.float32) - facts["state_zero"]
+        # How far a cheap score is off at most; 1 % for the roundings of its sums in floating point.
+        error = float(np.abs(levels).max()) / 254 * facts["bound"] * 1.01
+        width, rows = max(int(facts["width"]), 4 * k), len(self._row_scales)
+        widened = False
+        while True:
+            width = min(width, rows)
+            cheap, items = (part[0] for part in self._ranked(self._candidates, state, width, [hidden]))
+            values = self._scored(levels, items)
+            values[cheap == -np.inf] = -np.inf
+            best = np.lexsort((items, -values))[:k]
+            limit = (float(cheap[-1]) + error) * facts["state_scale"]
+            if width == rows or cheap[-1] == -np.inf or float(values[best[-1]]) > limit:
+                break
+            width, widened = 8 * width, True
+        with self._lock:
+            self.shortlisted += 1
+            self.widened += widened
+        return values[best], items[best]
+
+    def _scored(self, levels: Array, items: Array) -> NDArray[np.float32]:
+        """Exact scores of some items for the levels of one state: sums of integers, which float32 holds up to 2^24."""
+        parts = [items[at : at + RESCORED] for at in range(0, len(items), RESCORED)]
+        sums = np.concatenate([self._rows[part].astype(np.float32) @ levels for part in parts])
+        return sums * self._row_scales[items]
 
     def scores_of(self, state: Array) -> NDArray[np.float32]:
         """Scores of all items, (batch, items + 1), by internal id; that of padding, in column 0, means nothing."""
-        if self._scores is None:
-            self._scores = self._session("scores.onnx", Tensors(self.folder, self.manifest))
-        return self._scores.run(None, {"state": state})[0]
+        return self._exact("scores.onnx").run(None, {"state": state})[0]
 
     def scores(self, histories: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of all items for (batch, length) internal ids: (batch, items + 1)."""
@@ -370,7 +472,7 @@ def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
     except (ArtefactError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(result), ensure_ascii=False, indent=2) if given.json else table(result))
+    print(json.dumps(result.as_dict(), ensure_ascii=False, indent=2) if given.json else table(result))
     return 0
 
 

@@ -52,7 +52,11 @@ def scorer(
     inputs: dict[str, tuple[str, Shape]] = {"state": (state.type, ("batch", 1, hidden))}
     if not top_k:
         return graph, graph.serialized(inputs, {"scores": (scores, "float32", ("batch", rows))}), kind
-    inputs |= {"hidden": ("int64", ("pairs", 2)), "k": ("int64", (1,))}
+    return graph, best_of(graph, scores, inputs), kind
+
+
+def best_of(graph: Graph, scores: str, inputs: dict[str, tuple[str, Shape]]) -> bytes:
+    """The content of a graph that ends in the k best of `scores` (batch, rows), as `scorer` says. inputs: the others."""
     count = graph.node("Shape", "hidden", start=0, end=1)
     never = graph.node("ConstantOfShape", count, value=helper.make_tensor("never", 1, [1], [-np.inf]))
     scores = graph.node("ScatterND", scores, "hidden", never)
@@ -61,4 +65,4 @@ def scorer(
         "values": (values, "float32", ("batch", "k")),
         "items": (items, "int64", ("batch", "k")),
     }
-    return graph, graph.serialized(inputs, outputs), kind
+    return graph.serialized(inputs | {"hidden": ("int64", ("pairs", 2)), "k": ("int64", (1,))}, outputs)

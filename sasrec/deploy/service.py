@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Metrics:
         for i, end in enumerate(BUCKETS):
             self.buckets[i] += seconds <= end
 
-    def text(self) -> str:
+    def text(self, more: dict[str, int] | None = None) -> str:
         lines = ["# TYPE sasrec_requests_total counter"]
         lines += [
             f'sasrec_requests_total{{path="{path}",status="{status}"}} {count}'
@@ -72,9 +72,9 @@ class Metrics:
         ends = zip((*map(str, BUCKETS), "+Inf"), (*self.buckets, self.count), strict=True)
         lines += [f'sasrec_recommend_seconds_bucket{{le="{end}"}} {count}' for end, count in ends]
         lines += [f"sasrec_recommend_seconds_sum {self.seconds}", f"sasrec_recommend_seconds_count {self.count}"]
-        for name in ("users", "unknown", "by_popularity"):
-            full = {"users": "users", "unknown": "unknown_ids", "by_popularity": "answered_by_popularity"}[name]
-            lines += [f"# TYPE sasrec_{full}_total counter", f"sasrec_{full}_total {getattr(self, name)}"]
+        counters = {"users": self.users, "unknown_ids": self.unknown, "answered_by_popularity": self.by_popularity}
+        for name, count in (counters | (more or {})).items():
+            lines += [f"# TYPE sasrec_{name}_total counter", f"sasrec_{name}_total {count}"]
         return "\n".join(lines) + "\n"
 
 
@@ -121,7 +121,9 @@ class Service:
         return self._counted(request, JSONResponse({"status": "ok", "models": list(self.models)}))
 
     async def show_metrics(self, request: Request) -> Response:
-        return self._counted(request, PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4"))
+        models = self.models.values()
+        more = {"shortlisted": sum(m.shortlisted for m in models), "shortlists_widened": sum(m.widened for m in models)}
+        return self._counted(request, PlainTextResponse(self.metrics.text(more), media_type="text/plain; version=0.0.4"))
 
     async def list_models(self, request: Request) -> Response:
         described = [
@@ -153,7 +155,7 @@ class Service:
         self.metrics.users += len(users)
         self.metrics.unknown += sum(user.unknown for user in users)
         self.metrics.by_popularity += sum(user.by_popularity for user in users)
-        answers = [asdict(user) for user in users]
+        answers = [user.as_dict() for user in users]
         body = {"model": model} | ({"users": answers} if isinstance(result, list) else answers[0])
         return self._counted(request, JSONResponse(body))
 

@@ -12,6 +12,7 @@ from sasrec.quant.conventions import Kind, convention
 from sasrec.report.findings import MINUS, answer, details, width_text
 from sasrec.report.results import Results, Variant
 from sasrec.report.sensitivity import Sensitivity
+from sasrec.report.shipping import section
 from sasrec.report.tables import percent_text
 
 PAGE = Template("""\
@@ -106,6 +107,7 @@ $mixed
 <section>
 <h2>Latency</h2>
 $latency
+$shipping
 </section>
 <section>
 <h2>Training</h2>
@@ -144,9 +146,7 @@ CAPTIONS = {
     "sensitivity": "Rise of the validation loss when one tensor of the trained model is rounded, after training, and all "
     "others stay in full precision. What is high here is where a narrow width costs most.",
     "latency": "Median time of the exported models on this machine, run by their own runtime, from full histories to the ten "
-    "best of all items. Quantized ones multiply integers. plots/benchmark has these numbers with their 99th percentiles, and "
-    "beside them the same network in full precision, run by torch and by onnxruntime, bytes, memory, load time, and the "
-    "processor's flags.",
+    "best of all items. Quantized ones multiply integers. The tables below have the numbers.",
     "curves": "Training and validation loss above, NDCG@10 on validation below, by epoch. Epoch 0 is the state right "
     "after the quantizers were put in place. The best epoch on validation is the one that is kept. Fine-tuned variants "
     "share the scale of NDCG@10. Variants without training are not shown.",
@@ -171,6 +171,7 @@ def render(
         answer=_text(answer(results, quant)).replace(f"choose {chosen}:", f"choose <strong>{chosen}</strong>:"),
         details="\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in details(results, quant)),
         results=_results(results, chosen),
+        shipping=section([variant.name for variant in results.of_kind("model", "control", "method")]),
         notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in results.notes),
         sizes=_sizes(results, quant),
         agreement=_text(results.agreement),

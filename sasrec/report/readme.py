@@ -19,6 +19,7 @@ from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
 from sasrec.report import widths as grid
 from sasrec.report.results import BASELINES
+from sasrec.report.shapes import shapes
 from sasrec.report.tables import percent_text, size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
@@ -216,7 +217,8 @@ def filled(text: str, document: Path) -> str:
         if kind in OPTIONAL:
             content = OPTIONAL[kind](path, document) if path.exists() else ""
         else:
-            make = plain if path.suffix == ".csv" else summary if path.name == "reference" else table
+            makers = {"reference": summary, "shapes.csv": shapes}
+            make = makers.get(path.name, plain if path.suffix == ".csv" else table)
             content = make(path)
         return f"{match[1]}{content}{match[4]}"
 

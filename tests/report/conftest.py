@@ -71,7 +71,16 @@ def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None)
     rows = [Row(epoch, 0.001, None if epoch == 0 else 2.0, 2.5 - epoch / 9, None, 0.5, 0.1 * epoch) for epoch in range(4)]
     for seed in seeds:
         write_curves(Path(f"plots/curves/{name}-{seed}.csv"), rows[:1] if name == "ptq" else rows)
-    write_text(f"plots/benchmark/{name}.csv", "batch,encode_ms,score_ms,sequences_per_second\n1,1.5,0.2,588\n32,4,1,6400\n")
+    write_text(
+        f"plots/benchmark/{name}.csv",
+        "batch,encode_ms,score_ms,sequences_per_second,torch_ms,torch_compile_ms,bytes,resident_mb,load_ms,threads,flags\n"
+        "1,1.5,0.2,588,3.25,,10000,61,13,1,avx2 avx512_vnni\n32,4,1,6400,9.75,,10000,61,13,1,avx2 avx512_vnni\n",
+    )
+    entry = {"bits": 4, "shape": [31, 16], "compute": "int8", "accumulator": "int32", "bytes": 248}
+    tensors = {"item_table.weight": entry if quantized else {**entry, "bits": 32, "compute": "float32"}}
+    products = {"scoring": "int8" if quantized else "float32"}
+    described = {"tensors": tensors, "activations": {"final": 8} if quantized else {}, "products": products}
+    write_json(Path("data/evaluated", name, "tensors.json"), described | {"float_operators": {"Softmax": 2, "Add": 9}})
 
 
 @pytest.fixture

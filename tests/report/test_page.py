@@ -63,7 +63,7 @@ def test_the_page_can_be_read_by_everyone(page: str) -> None:
     assert "prefers-color-scheme: dark" in page
     assert all(attributes["alt"] for tag, attributes in elements if tag == "img")
     tags = [tag for tag, _ in elements]
-    assert tags.count("table") == tags.count("caption") == 5
+    assert tags.count("table") == tags.count("caption") == 5 + 2 + 2  # the last: of the tensors of ptq and lsq
     assert ("html", {"lang": "en"}) in elements
 
 
@@ -207,3 +207,20 @@ def test_methods_that_cannot_be_told_apart_are_tied(folder: Path, study: Study, 
     assert "Tied with lsq, as the intervals of their paired differences include 0: pact." in text
     assert "On the test items ste did better than lsq, beyond noise." in text
     assert {("lsq", "ptq")} <= set(results.comparisons)
+
+
+def test_the_page_says_how_the_models_run_and_compute(page: str) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.replace("&nbsp;", " ")))
+    assert "torch eager ms" in text and "torch.compile ms" not in text  # what was not measured has no column
+    assert "lsq 1 1.5 0.2 588 3.25 lsq 32 4 1 6400 9.75" in text
+    assert "Threads: 1. Processor: avx2 avx512_vnni." in text
+    assert "lsq 10000 13 61" in text
+    assert "item_table.weight 4 31 x 16 int8 int32 248" in text
+    assert "Activations: 8 bits. Left in float32: 2 Softmax, 9 Add; matrix products: none." in text
+    assert "lsq: 1 stored tensors, one by one" in text and "sasrec: 1 stored" not in text
+
+
+def test_a_model_that_evaluate_did_not_describe_is_named(folder: Path, study: Study) -> None:
+    Path("data/evaluated/lsq/tensors.json").unlink()
+    with pytest.raises(UserError, match=r"data/evaluated/lsq/tensors.json does not exist; run `dvc repro`"):
+        main(study)
