@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sasrec.config import BenchmarkParams, ModelParams, from_mapping
 from sasrec.deploy.artefact import Item, export, sizes
 from sasrec.deploy.recommender import CHUNK, Recommender
+from sasrec.models.facts import Facts, item_categories
 from sasrec.models.sasrec import SASRec
 
 K = 10
@@ -104,7 +105,8 @@ def benchmark(folder: Path, params: BenchmarkParams) -> str:
     """
     model = Recommender.load(folder, params.threads)
     facts = loading(folder)
-    plain = SASRec(from_mapping(ModelParams, model.manifest["model"], "model"), model.items_count).eval()
+    known = Facts(torch.tensor(model.manifest["rating_edges"]), item_categories(model.categories[1:]))
+    plain = SASRec(from_mapping(ModelParams, model.manifest["model"], "model"), model.items_count, known).eval()
     rng = np.random.default_rng(0)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -15,6 +15,7 @@ from torch import Tensor
 from sasrec.config import ModelParams, from_mapping
 from sasrec.errors import UserError
 from sasrec.files import atomic, read_json, sha256, write_json
+from sasrec.models.facts import Facts
 from sasrec.models.sasrec import SASRec
 
 
@@ -49,7 +50,7 @@ def load_model(folder: Path) -> tuple[SASRec, dict[str, Any]]:
     """The full-precision model in `folder` and its card."""
     tensors, _ = load_tensors(folder / "model.safetensors")
     card = read_json(folder / "model.json")
-    model = SASRec(from_mapping(ModelParams, card["model"], "model"), card["items"])
+    model = SASRec(from_mapping(ModelParams, card["model"], "model"), card["items"], Facts.of_state(tensors))
     model.load_state_dict(tensors)
     return model, card
 

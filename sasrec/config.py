@@ -200,6 +200,7 @@ class PrepareParams:
 
 
 Block = Literal["original", "pre_norm", "post_norm"]
+Side = Literal["rating", "category", "recency"]
 Position = Literal["right", "left", "none"]
 
 
@@ -222,10 +223,15 @@ class ModelParams:
     # normal: all matrices as small as the embeddings, so that attention does not drown the last item, which the residual
     # carries, before it has learned anything; xavier: by their sizes.
     init: Literal["normal", "xavier"] = "normal"
+    # What is known of each past event, added to its embedding; never anything of the item that is asked for.
+    side: tuple[Side, ...] = ()
+    time_bias: bool = False  # a learned bias of attention by the time between two past events
 
     def __post_init__(self) -> None:
         for name in ("max_len", "hidden", "blocks", "heads", "ffn_dim"):
             within(name, getattr(self, name), 1)
+        if len(set(self.side)) < len(self.side):
+            raise ValueError(f"side names one twice: {', '.join(self.side)}")
         within("dropout", self.dropout, 0, 0.95)
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
@@ -245,6 +251,7 @@ class TrainParams:
     # popularity: the negatives of sampled_softmax are drawn by training counts, and their logits corrected for it (logQ).
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
     gbce_t: float = 0.75
+    rating_weight: float = 0.0  # of a second task's loss: the rating that the next item gets
     windows: Literal["last", "all"] = "all"
     # packed: a batch holds windows of any length, side by side in rows without padding; shuffled: the same windows, each
     # padded to the longest; bucketed: windows of about the same length.
@@ -271,6 +278,7 @@ class TrainParams:
             within(name, getattr(self, name), 1)
         within("epochs", self.epochs, 0)
         within("gbce_t", self.gbce_t, 0, 1)
+        within("rating_weight", self.rating_weight, 0)
         if self.negative_sampling == "popularity" and self.loss != "sampled_softmax":
             raise ValueError(
                 f"negative_sampling is popularity, which loss: {self.loss} cannot correct for; "

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
+from sasrec.models.events import Histories, asked_by, gather
+from sasrec.second_task import RatingTask
 
 # Steps between renewals of a table's buffered statistics.
 REFRESH_EVERY = 50
@@ -73,7 +75,7 @@ class Extras:
     refresh: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda epoch: None
     candidates_from: int = 0
-    distill: Callable[[losses.Result, Tensor, Tensor, Tensor | None, Tensor, Tensor], losses.Result] | None = None
+    distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Tensor], losses.Result] | None = None
 
 
 @contextmanager
@@ -125,6 +127,9 @@ class Trainer:
         self.validate_start = validate_start
         own = {id(parameter) for parameter in self.extras.parameters}
         self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        self.second = RatingTask(store, model.params.hidden).to(device) if params.rating_weight else None
+        if self.second is not None:
+            self.weights += self.second.parameters()
         groups: list[dict[str, Any]] = [{"params": self.weights, "weight_decay": params.weight_decay}]
         if self.extras.parameters:
             groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
@@ -133,7 +138,8 @@ class Trainer:
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
         self.held = store.held("validation")
-        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512))
+        self.asked = asked_by(model)
+        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked))
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -199,7 +205,10 @@ class Trainer:
             with product_precision(self.params.precision):
                 result, n = self._loss(batch, rng)
                 # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
-                loss = result.loss if self.params.weighting == "batch" else result.loss * (n / average)
+                loss = result.loss
+                if result.second is not None:
+                    loss = loss + self.params.rating_weight * result.second
+                loss = loss if self.params.weighting == "batch" else loss * (n / average)
                 penalty = self.extras.penalty()
                 self.optimizer.zero_grad()
                 (loss if penalty is None else loss + penalty).backward()
@@ -224,7 +233,7 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
-        histories = self._tensor(batch.histories)
+        histories = gather(self.store, batch.histories, batch.places, self.asked).to(self.device)
         windows = None if batch.windows is None else self._tensor(batch.windows)
         encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
@@ -236,6 +245,11 @@ class Trainer:
             result = self._result(states, targets, self._negatives(batch.users[real], rng))
         if self.extras.distill:
             result = self.extras.distill(result, encoded, histories, windows, self._tensor(real), self._tensor(targets))
+        if self.second is not None:
+            assert batch.places is not None
+            rows = self.model.scoring_table.lookup(self._tensor(targets))
+            own = self.second.loss(encoded[self._tensor(real)], rows, batch.places[real] + 1)
+            result = replace(result, second=own)
         return result, len(targets)
 
     def _negatives(self, users: Ints, rng: np.random.Generator) -> Ints:
@@ -270,7 +284,7 @@ class Trainer:
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
         for rows, histories in self.validation_batches:
-            states[rows] = state = self.model.encode(self._tensor(histories), last=True)[:, 0]
+            states[rows] = state = self.model.encode(histories.to(self.device), last=True)[:, 0]
             negatives = self._negatives(self.held.users[rows], rng)
             result = self._result(state, targets[rows], negatives)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
@@ -305,6 +319,8 @@ class Trainer:
     def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+        if self.second is not None:
+            tensors |= {f"second/{name}": tensor for name, tensor in self.second.state_dict().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizer).items()}
         save_tensors(path, tensors, {"key": key, "progress": asdict(progress)})
 
@@ -315,12 +331,14 @@ class Trainer:
         tensors, meta = load_tensors(path)
         if meta["key"] != key:
             return Progress(), None
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "second": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor.to(self.device)
         self.extras.on_resume(meta["progress"]["epoch"])
         self.model.load_state_dict(parts["model"])
+        if self.second is not None:
+            self.second.load_state_dict(parts["second"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         saved = meta["progress"]
         return Progress(**{**saved, "rows": [Row(**row) for row in saved["rows"]]}), parts["best"] or None

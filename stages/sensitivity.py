@@ -10,13 +10,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from sasrec.checkpoint import load_model
 from sasrec.config import Study
 from sasrec.data.batches import epoch_batches
 from sasrec.data.sequences import Sequences
 from sasrec.files import write_text
+from sasrec.models.events import asked_by, gather
 from sasrec.process import set_up
 from sasrec.quant.sensitivity import Cost, Validation, measure
 from sasrec.report.bars import sensitivity
@@ -45,11 +44,13 @@ def main(study: Study, seed: str = "") -> None:
     model, _ = load_model(Path("data/models", study.quant.model, chosen))
     model.to(device)
     batches = epoch_batches(store, model.params.max_len, train.batch_size, False, int(chosen), 0, "shuffled").batches
+    asked = asked_by(model)
     histories = [
-        torch.from_numpy(batch.histories).to(device)
+        gather(store, batch.histories, batch.places, asked).to(device)
         for batch, _ in zip(batches, range(study.quant.calibration_batches), strict=False)
     ]
-    full, costs = measure(model, Validation(store, model.params.max_len, device), study.quant, histories, WIDTHS)
+    validation = Validation(store, model.params.max_len, device, asked=asked)
+    full, costs = measure(model, validation, study.quant, histories, WIDTHS)
     write_text(Path("plots/sensitivity.csv"), as_csv(costs))
     write_figure(Path("plots/sensitivity.png"), sensitivity, costs, full)
     print(as_csv(costs), end="")

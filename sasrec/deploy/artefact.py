@@ -1,10 +1,10 @@
 """The folder that ships a model. It works alone: with numpy and onnxruntime, without this package.
 
-encoder.onnx: item ids to the state after the last one. scores.onnx, top_k.onnx: a state to the scores of all items, or to the
-best. item_table.bin (and output_table.bin, where items are scored with a table of their own): packed codes, and a float16
-scale per row. weights.bin: weights below 8 bits, packed; those of 8 bits are int8 initializers of encoder.onnx. items.csv:
-internal id, original id, title, categories, training interactions. recommender.py: the runtime. manifest.json: what all of
-this is, with the sha256 of each file.
+encoder.onnx: item ids, and ratings and times of the events where the model asks for them, to the state after the last one.
+scores.onnx, top_k.onnx: a state to the scores of all items, or to the best. item_table.bin (and output_table.bin, where items
+are scored with a table of their own): packed codes, and a float16 scale per row. weights.bin: weights below 8 bits, packed;
+those of 8 bits are int8 initializers of encoder.onnx. items.csv: internal id, original id, title, categories, training
+interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file.
 """
 
 import csv
@@ -61,9 +61,7 @@ def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: 
     state = encoder.build()
     hidden, rows = model.params.hidden, model.items + 1
     contents: dict[str, bytes] = {
-        "encoder.onnx": encoder.graph.serialized(
-            {"items": ("int64", ("batch", "length"))}, {"state": (state.name, state.type, ("batch", 1, hidden))}
-        )
+        "encoder.onnx": encoder.graph.serialized(encoder.inputs, {"state": (state.name, state.type, ("batch", 1, hidden))})
     }
     table = "item_table.weight" if model.output_table is None else "output_table.weight"
     storage.table(table, model.scoring_table, frozen.get(table))
@@ -85,6 +83,7 @@ def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: 
         "onnxruntime": onnxruntime.__version__,
         "model": dataclasses.asdict(model.params),
         "items": model.items,
+        "rating_edges": model.facts.rating_edges.tolist(),
         **card,
         "scoring_table": table,
         "given": given,

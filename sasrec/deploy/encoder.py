@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sasrec.deploy import side
 from sasrec.deploy.form import Form, integer_form, zero_point
-from sasrec.deploy.graph import Graph
+from sasrec.deploy.graph import Graph, Shape
 from sasrec.deploy.storage import Storage
 from sasrec.models.attention import HIDDEN_SCORE, Attention
 from sasrec.models.sasrec import Block, FeedForward, SASRec
@@ -74,15 +75,22 @@ class Encoder:
         padding = self.graph.node("Where", hidden, self.graph.constant(HIDDEN_SCORE), self.graph.constant(0.0))
         axes = [1] if params.heads == 1 else [1, 2]
         last_bias = self.graph.node("Unsqueeze", padding, self._ints(*axes))  # (batch, [1,] 1, length)
-        full_bias = None
+        full_bias = ""
         if params.blocks > 1:
             square = self.graph.node("Concat", length, length, axis=0)
             future = self.graph.node("Expand", self.graph.constant(HIDDEN_SCORE), square)
             future = self.graph.node("Trilu", future, self.graph.constant(1, np.int64), upper=1)
             full_bias = self.graph.node("Add", last_bias, future)  # (batch, [1,] length, length)
+        gaps: dict[bool, str] = {}
         for i, block in enumerate(self.model.blocks):
             last = i == params.blocks - 1
-            x = self._block(x, f"blocks.{i}", block, last_bias if last else full_bias, last)  # type: ignore[arg-type]
+            assert isinstance(block, Block)
+            bias = last_bias if last else full_bias
+            if block.time_bias is not None:
+                if last not in gaps:
+                    gaps[last] = side.time_gaps(self.graph, last)
+                bias = self.graph.node("Add", bias, side.time_bias(self.graph, block.time_bias, gaps[last]))
+            x = self._block(x, f"blocks.{i}", block, bias, last)
         state = self._float(x)
         if self.model.final_norm is not None:
             state = self._norm(state, self.model.final_norm)
@@ -93,6 +101,12 @@ class Encoder:
         """How many operators of each kind compute in float32, matrix products aside."""
         kinds = [node.op_type for node in self.graph.nodes]
         return {kind: kinds.count(kind) for kind in FLOAT_OPERATORS if kind in kinds}
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, Shape]]:
+        """Type and shape of the graph's inputs by name."""
+        kinds = {"items": "int64"} | {name: side.INPUTS[name] for name in self.model.event_inputs}
+        return {name: (kind, ("batch", "length")) for name, kind in kinds.items()}
 
     # Places of the model
 
@@ -114,6 +128,9 @@ class Encoder:
                 place = graph.node("Max", graph.node("Sub", place, padded), zero)
                 own = graph.node("Gather", positions, place)
             x = graph.node("Add", own, x)
+        if self.model.side is not None:
+            for known in side.side_embeddings(graph, self.model.side, self._rows):
+                x = graph.node("Add", x, known)
         if self.model.embedding_norm is not None:
             x = self._norm(x, self.model.embedding_norm)
         return self._tap(x, "embedding")

@@ -18,6 +18,7 @@ from sasrec.deploy.form import Factors, factors, zero_point
 from sasrec.deploy.recommender import CHUNK, Recommender
 from sasrec.evaluation import best
 from sasrec.models.attention import Attention
+from sasrec.models.events import Events, Histories
 from sasrec.models.sasrec import Block, SASRec
 from sasrec.models.taps import Linear
 from sasrec.quant.frozen import FrozenTensor, thaw
@@ -79,13 +80,20 @@ class IntegerAttention(nn.Module):
         super().__init__()
         self.inner, self.scales = attention, scales
 
-    def forward(self, queries: Tensor, keys: Tensor, bias: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        mask: Tensor | None,
+        query_mask: Tensor | None,
+        by_head: Tensor | None = None,
+    ) -> Tensor:
         own = self.inner
         query = own._split(own.query_tap(own.query(queries)))
         key = own._split(own.key_tap(own.key(keys)))
         value = own._split(own.value_tap(own.value(keys)))
-        if len(bias) > 1:
-            bias = bias.repeat_interleave(own.heads, 0)
+        bias = own.biases(bias, by_head)
         shrunk = self.scales["query"] * query.new_tensor(query.shape[-1] ** -0.5)
         scores = self._integers(query, "query") @ self._integers(key, "key").transpose(1, 2)
         weights = own.weights_tap((scores * (shrunk * self.scales["key"]) + bias).softmax(-1))
@@ -137,9 +145,11 @@ class Simulation:
             setattr(parent, layer, IntegerLinear(old, weight, self.frozen[source].grid.scale))
 
     @torch.no_grad()
-    def encode(self, histories: NDArray[np.int64]) -> Tensor:
-        """(batch, length) ids to the states (batch, 1, hidden), float32."""
-        return self.model.encode(torch.from_numpy(histories), last=True)
+    def encode(self, histories: Histories | NDArray[np.int64]) -> Tensor:
+        """(batch, length) ids, or Events, to the states (batch, 1, hidden), float32."""
+        if isinstance(histories, np.ndarray):
+            histories = torch.from_numpy(histories)
+        return self.model.encode(histories, last=True)
 
     @torch.no_grad()
     def scores(self, states: Tensor) -> Tensor:
@@ -170,20 +180,23 @@ class Agreement:
     difference: float = 0.0
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def exported(self, histories: Tensor, users: Any = None) -> Tensor:
-        """Scores of the artefact (batch, items + 1) for (batch, length) ids; what `simulated` compares with is kept."""
+    def exported(self, histories: Histories, users: Any = None) -> Tensor:
+        """Scores of the artefact (batch, items + 1) for (batch, length) ids, or Events; what `simulated` compares with is
+        kept."""
         states, scores = [], []
         for part in histories.split(CHUNK):
-            states.append(self.artefact.encode(part.numpy()))
+            events = part if isinstance(part, Events) else Events(part)
+            known = (None if values is None else values.numpy() for values in (events.ratings, events.times))
+            states.append(self.artefact.encode(events.items.numpy(), *known))
             scores.append(self.artefact.scores_of(states[-1]))
         found = torch.from_numpy(np.concatenate(scores))
         self._pending.append((torch.from_numpy(np.concatenate(states)), self._best(found)))
         return found
 
-    def simulated(self, histories: Tensor, users: Any = None) -> Tensor:
+    def simulated(self, histories: Histories, users: Any = None) -> Tensor:
         """Scores of the simulation, for the same batches in the same order."""
         codes, expected = self._pending.pop(0)
-        own = torch.cat([self.simulation.encode(part.numpy()) for part in histories.split(CHUNK)])
+        own = torch.cat([self.simulation.encode(part) for part in histories.split(CHUNK)])
         other = codes.float()
         stored = self.simulation.frozen.get("final")
         if stored is not None:

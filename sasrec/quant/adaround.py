@@ -8,6 +8,7 @@ trained with that method, and AdaRound is the last step: it rounds the trained w
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sasrec.config import within
 from sasrec.guardian import stop_if_orphaned
+from sasrec.models.events import Histories, ids
 from sasrec.models.taps import Linear, Place, Table, taps
 from sasrec.quant.attach import quantizers, recording
 from sasrec.quant.frozen import tensors
@@ -175,14 +177,14 @@ def learn_rounding(
     return rectified_sigmoid(v.detach())
 
 
-def enough(histories: list[Tensor], samples: int) -> list[Tensor]:
+def enough(histories: Sequence[Histories], samples: int) -> list[Histories]:
     """The first histories that hold `samples` real tokens, of each batch the same share."""
-    tokens = sum(int((batch != 0).sum()) for batch in histories)
+    tokens = sum(int((ids(batch) != 0).sum()) for batch in histories)
     share = min(1.0, samples / max(tokens, 1))
     return [batch[: max(1, math.ceil(share * len(batch)))] for batch in histories if len(batch)]
 
 
-def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, seed: int) -> None:
+def reconstruct(model: nn.Module, histories: Sequence[Histories], options: Options, seed: int) -> None:
     """Learn the rounding of every layer whose quantizer is an `AdaRound`, in the order of the forward pass, each on its
     inputs in the model as quantized so far. histories: (batch, length) each; the model is calibrated already.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sasrec.config import QuantParams, from_mapping, unknown
 from sasrec.errors import UserError
+from sasrec.models.events import Histories
 from sasrec.models.taps import Place, taps
 from sasrec.quant.frozen import FrozenTensor, tensors
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
@@ -149,7 +150,7 @@ def recording(model: nn.Module, kinds: Iterable[str] = ("activation",)) -> Itera
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, histories: Iterable[Tensor]) -> None:
+def calibrate(model: nn.Module, histories: Iterable[Histories]) -> None:
     """Initialize the quantizers of activations from the full-precision model's values on training histories, each
     (batch, length). The model is left in the mode it was in."""
     mode = model.training

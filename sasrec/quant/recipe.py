@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sasrec.config import QuantParams, TrainParams
 from sasrec.data.batches import epoch_batches
 from sasrec.distillation import Distillation
+from sasrec.models.events import Histories, asked_by, gather
 from sasrec.models.sasrec import SASRec
 from sasrec.quant.attach import load_method
 from sasrec.quant.schedule import Schedule
@@ -50,11 +50,12 @@ class Outcome:
     rows: list[Row]
 
 
-def calibration(run: Run, model: SASRec) -> list[Tensor]:
+def calibration(run: Run, model: SASRec) -> list[Histories]:
     """Training histories (batch, length) that scales are set on."""
     batches = epoch_batches(run.store, model.params.max_len, run.train.batch_size, False, run.seed, 0, "shuffled").batches
     chosen = zip(batches, range(run.quant.calibration_batches), strict=False)
-    return [torch.from_numpy(batch.histories).to(run.device) for batch, _ in chosen]
+    asked = asked_by(model)
+    return [gather(run.store, batch.histories, batch.places, asked).to(run.device) for batch, _ in chosen]
 
 
 def quantize(run: Run, model: SASRec, method: str, options: Any) -> Outcome:
@@ -99,13 +100,22 @@ def trained(run: Run, model: SASRec, method: str, options: Any, teacher: SASRec 
     quant, train = run.quant, run.train
     if quant.init == "scratch" and module.TRAINS:
         torch.manual_seed(run.seed)
-        model = SASRec(model.params, model.items).to(run.device)
+        model = SASRec(model.params, model.items, model.facts).to(run.device)
         if quant.preset == "source":
             train = replace(train, epochs=SOURCE_EPOCHS)
     else:
         model = copy.deepcopy(model)
-        # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop.
-        train = replace(train, epochs=quant.epochs, lr=quant.lr, schedule="cosine", warmup=0.0, patience=quant.epochs + 1)
+        # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop; and no second task, whose head
+        # is gone and would have to be learned anew in these few steps.
+        train = replace(
+            train,
+            epochs=quant.epochs,
+            lr=quant.lr,
+            schedule="cosine",
+            warmup=0.0,
+            patience=quant.epochs + 1,
+            rating_weight=0.0,
+        )
     histories = calibration(run, model)
     if getattr(module, "QUANTIZES", True):
         quant = mixed(model, run.store, quant, histories, run.log)
@@ -134,4 +144,4 @@ def both(first: Callable[[int, int], None], second: Callable[[int], None]) -> Ca
 
 def untied(model: SASRec) -> SASRec:
     """A model of the same shape with a scoring table of its own."""
-    return SASRec(replace(model.params, tied=False), model.items).to(next(model.parameters()).device)
+    return SASRec(replace(model.params, tied=False), model.items, model.facts).to(next(model.parameters()).device)
