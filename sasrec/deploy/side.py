@@ -52,9 +52,9 @@ def mean_categories(graph: Graph, categories: np.ndarray, table: str) -> str:
     places = graph.node("Max", graph.node("Sub", slots, one), zero)
     total = ""
     for slot in range(categories.shape[1]):
-        place = graph.node("Gather", places, graph.constant(slot, np.int64), axis=2)
-        weight = graph.node("Gather", weights, graph.constant([slot], np.int64), axis=2)
-        part = graph.node("Mul", graph.node("Gather", table, place), weight)
+        column = graph.constant([slot], np.int64)
+        place, weight = (graph.node("Gather", part, column, axis=2) for part in (places, weights))  # (batch, length, 1)
+        part = graph.node("Mul", graph.node("Gather", table, graph.node("Squeeze", place, last)), weight)
         total = graph.node("Add", total, part) if total else part
     return total
 

@@ -77,6 +77,16 @@ class Block(nn.Module):
         return self.output_tap(own, mask=query_mask)
 
 
+@torch.no_grad()
+def start_with_xavier(model: nn.Module) -> None:
+    """Every matrix from Glorot and Bengio's normal distribution, as the authors' PyTorch port does."""
+    for module in model.modules():
+        if isinstance(module, Linear | Table):
+            nn.init.xavier_normal_(module.weight)
+        if isinstance(module, Table) and module.padding:
+            module.weight[0] = 0
+
+
 class SASRec(nn.Module):
     """Scores of items given a history. `items`: how many items there are; ids are 1..items, 0 is padding. `facts`: what
     `model.side` has to know of the data. `event_inputs`: what the model asks for besides item ids (`events.Events`)."""
@@ -93,20 +103,13 @@ class SASRec(nn.Module):
         self.final_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.final_norm else None
         self.final_tap = Tap("activation", params.hidden, scoring=True)
         self.output_table = None if params.tied else Table(items + 1, params.hidden, padding=True, scoring=True)
-        # Last, so that the rest starts with the same numbers as without them.
-        self.side = SideEmbeddings(params.side, params.hidden, self.facts) if params.side else None
         # Linear and Table start with small normal numbers of their own.
         if params.init == "xavier":
-            self._start_with_xavier()
-
-    @torch.no_grad()
-    def _start_with_xavier(self) -> None:
-        """Every matrix from Glorot and Bengio's normal distribution, as the authors' PyTorch port does."""
-        for module in self.modules():
-            if isinstance(module, Linear | Table):
-                nn.init.xavier_normal_(module.weight)
-            if isinstance(module, Table) and module.padding:
-                module.weight[0] = 0
+            start_with_xavier(self)
+        # Last, so that the rest starts with the same numbers as without it.
+        self.side = SideEmbeddings(params.side, params.hidden, self.facts) if params.side else None
+        if self.side is not None and params.init == "xavier":
+            start_with_xavier(self.side)
 
     @property
     def scoring_table(self) -> Table:
