@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec.config import ModelParams, Side, TrainParams
+from sasrec.config import Loss, ModelParams, Side, TrainParams
 from sasrec.errors import UserError
 from sasrec.models.facts import Facts
 from sasrec.models.sasrec import SASRec
@@ -27,10 +27,10 @@ def tastes(by_item: bool = False) -> SmallStore:
     return SmallStore(sequences, 20, ratings=np.where(high, 5, 1).astype(np.float32))
 
 
-def trainer(store: SmallStore, weight: float, epochs: int = 4, **model: object) -> Trainer:
+def trainer(store: SmallStore, weight: float, loss: Loss = "cross_entropy") -> Trainer:
     torch.manual_seed(0)
-    made = SASRec(ModelParams(max_len=20, hidden=16, dropout=0.0, **model), 20)  # type: ignore[arg-type]
-    return Trainer(made, store, dataclasses.replace(FAST, rating_weight=weight, epochs=epochs), 0, device=CPU)
+    model = SASRec(ModelParams(max_len=20, hidden=16, dropout=0.0), 20)
+    return Trainer(model, store, dataclasses.replace(FAST, rating_weight=weight, loss=loss, negatives=8), 0, device=CPU)
 
 
 def test_the_loss_is_the_squared_error_in_standard_deviations() -> None:
@@ -84,9 +84,10 @@ def test_a_weight_of_nothing_changes_no_bit_and_another_does() -> None:
     assert states[0].keys() == states[2].keys()
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["cross_entropy", "gbce"])
+def test_a_killed_run_resumes_to_the_same_bits(loss: Loss, tmp_path: Path) -> None:
     store = tastes()
-    whole = trainer(store, 0.5)
+    whole = trainer(store, 0.5, loss)
     whole.run(None, "key", lambda line: None)
 
     class Killed(Exception):
@@ -97,8 +98,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(store, 0.5).run(tmp_path / "run.safetensors", "key", die)
-    resumed = trainer(store, 0.5)
+        trainer(store, 0.5, loss).run(tmp_path / "run.safetensors", "key", die)
+    resumed = trainer(store, 0.5, loss)
     lines: list[str] = []
     resumed.run(tmp_path / "run.safetensors", "key", lines.append)
     assert lines[0] == "resuming after epoch 2"

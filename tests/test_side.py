@@ -26,7 +26,7 @@ from sasrec.training import Trainer
 from tests.conftest import SmallStore
 
 CPU = torch.device("cpu")
-ALL = ("rating", "category", "recency")
+ALL: tuple[Side, ...] = ("rating", "category", "recency")
 NAN = float("nan")
 # Of 30 items, every third without a category; item 1 has a, item 2 a and b, and so on.
 CATEGORIES = [("a",), ("b", "a"), ()] * 10
@@ -267,7 +267,7 @@ def test_without_side_information_ratings_and_times_change_no_bit() -> None:
 
 def test_the_rest_of_a_model_starts_as_without_side_information() -> None:
     for init in ("normal", "xavier"):
-        params = ModelParams(max_len=8, hidden=12, tied=False, init=init)  # type: ignore[arg-type]
+        params = ModelParams(max_len=8, hidden=12, tied=False, init=init)
         torch.manual_seed(0)
         plain = SASRec(params, 30).state_dict()
         torch.manual_seed(0)
