@@ -204,10 +204,10 @@ class Trainer:
             self._set_rates(rate)
             with product_precision(self.params.precision):
                 result, n = self._loss(batch, rng)
-                # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
                 loss = result.loss
                 if result.second is not None:
                     loss = loss + self.params.rating_weight * result.second
+                # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
                 loss = loss if self.params.weighting == "batch" else loss * (n / average)
                 penalty = self.extras.penalty()
                 self.optimizer.zero_grad()

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import numpy as np
 
 from sasrec.deploy.graph import Graph
+from sasrec.deploy.recommender import KNOWN
 from sasrec.models.side import TIME_BUCKETS, UNKNOWN, SideEmbeddings, TimeBias
 from sasrec.models.taps import Table
 
 # Type of each input beside the items; nan where nothing is known.
-INPUTS = {"ratings": "float32", "times": "float64"}
+INPUTS = {name: np.dtype(kind).name for name, kind in KNOWN.items()}
 
 # Gives the values of a small table, by its name, as a float32 value of the graph.
 Rows = Callable[[str, Table], str]
