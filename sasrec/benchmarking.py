@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from sasrec.config import BenchmarkParams, ModelParams, from_mapping
 from sasrec.deploy.artefact import Item, export, sizes
 from sasrec.deploy.recommender import CHUNK, Recommender
-from sasrec.models.sasrec import SASRec
+from sasrec.models import registry
+from sasrec.models.registry import Model
 
 K = 10
 # What decides how fast integers are multiplied.
@@ -82,7 +83,7 @@ def of_runtime(model: Recommender, histories: NDArray[np.int64], repeats: int) -
     return {"encode_ms": encode[0], "score_ms": best[0], "encode_p99_ms": encode[1], "score_p99_ms": best[1]}
 
 
-def of_torch(model: SASRec, histories: NDArray[np.int64], repeats: int, compiled: bool) -> float:
+def of_torch(model: Model, histories: NDArray[np.int64], repeats: int, compiled: bool) -> float:
     """Median milliseconds from histories to the ten best, in one call."""
     ids = torch.from_numpy(histories)
     table = model.scoring_table.all().detach()
@@ -104,7 +105,8 @@ def benchmark(folder: Path, params: BenchmarkParams) -> str:
     """
     model = Recommender.load(folder, params.threads)
     facts = loading(folder)
-    plain = SASRec(from_mapping(ModelParams, model.manifest["model"], "model"), model.items_count).eval()
+    params = from_mapping(ModelParams, model.manifest["model"], "model")
+    plain = registry.of_data(params, model.items_count, model.categories[1:]).eval()
     rng = np.random.default_rng(0)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
