@@ -105,8 +105,8 @@ def benchmark(folder: Path, params: BenchmarkParams) -> str:
     """
     model = Recommender.load(folder, params.threads)
     facts = loading(folder)
-    params = from_mapping(ModelParams, model.manifest["model"], "model")
-    plain = registry.of_data(params, model.items_count, model.categories[1:]).eval()
+    shape = from_mapping(ModelParams, model.manifest["model"], "model")
+    plain = registry.of_data(shape, model.items_count, model.categories[1:]).eval()
     rng = np.random.default_rng(0)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -12,7 +12,6 @@ from torch import Tensor
 from sasrec import losses
 from sasrec.config import TrainParams
 from sasrec.data.batches import Ints, NegativeSampler
-from sasrec.models.scoring import scores
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,9 @@ class IntentObjective:
         if self.params.item_loss == "joint":
             result = Objective(model, self.params)(of, rng)
         else:
-            table = model.fine.scoring_table
-            result = losses.compute(
-                self.params,
-                model.items,
-                lambda states, items=None: scores(table, states, items),
-                table.all,
-                of.states[..., :hidden],
-                of.targets,
-                of.negatives,
-                of.real,
-                of.log_expected,
-            )
+            fine, given = model.fine, (of.targets, of.negatives, of.real, of.log_expected)
+            states = of.states[..., :hidden]
+            result = losses.compute(self.params, model.items, fine.score, fine.scoring_table.all, states, *given)
         states = of.states[..., hidden:]
         states = states.flatten(0, -2) if of.real is None else states[of.real]
         loss = self.of_intents(states, model.intents[of.targets].long(), of.users, rng)

@@ -9,6 +9,7 @@ from sasrec.deploy.storage import Storage
 from sasrec.models.cafe import CAFE
 from sasrec.quant.frozen import FrozenTensor
 
+
 @dataclass
 class CoarseToFineEncoder:
     """As `Encoder`, for a CAFE: returns states (batch, 1, 2 hidden)."""

@@ -23,7 +23,8 @@ TABLE = "scoring_table"
 def part_scores(
     graph: Graph, state: Value, part: Part, alone: bool, first: bool, stored: FrozenTensor | None
 ) -> tuple[str, str]:
-    """The scores of one part, (batch, 1, its rows), which takes all of the state where it is alone, and in what the product is computed (as `Encoder.products`)."""
+    """The scores of one part, (batch, 1, its rows), and in what the product is computed (as `Encoder.products`). alone: it
+    takes all of the state. first: its table is the one that the runtime turns over."""
     rows, features = part.table.weight.shape
     name = TABLE if first else part.name
     shape = (features, rows) if first else (rows, features)
@@ -103,7 +104,8 @@ def scorer(
 
 
 def best_of(graph: Graph, scores: str, inputs: dict[str, tuple[str, Shape]]) -> bytes:
-    """The content of a graph that ends in the k best of `scores` (batch, rows), as `scorer` describes it. inputs: the others."""
+    """The content of a graph that ends in the k best of `scores` (batch, rows), as `scorer` describes it. inputs: the other
+    inputs."""
     count = graph.node("Shape", "hidden", start=0, end=1)
     never = graph.node("ConstantOfShape", count, value=helper.make_tensor("never", 1, [1], [-np.inf]))
     scores = graph.node("ScatterND", scores, "hidden", never)

@@ -92,8 +92,8 @@ class Storage:
     def index(self, file: str, name: str, values: NDArray[np.int32]) -> list[str]:
         """Write numbers of rows (n,) into a file, packed in as few bits as the largest needs; returns the names of the
         tensors they are, 8 bits each, the lowest first."""
-        names = []
-        while len(names) == 0 or bool((values >> 8 * len(names)).any()):
+        names: list[str] = []
+        while not names or bool((values >> 8 * len(names)).any()):
             part = (values >> 8 * len(names)).astype(np.int64)
             bits = min(8, max(1, int(part.max()).bit_length()))
             codes = (part & 255).astype(np.uint8)
