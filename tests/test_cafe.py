@@ -16,9 +16,10 @@ from torch import Tensor
 from sasrec import objective
 from sasrec.checkpoint import load_model, save_model
 from sasrec.config import ModelParams, TrainParams
-from sasrec.data.batches import epoch_batches
+from sasrec.data.batches import NegativeSampler, epoch_batches
 from sasrec.errors import UserError
 from sasrec.models import registry
+from sasrec.models.attention import Attention
 from sasrec.models.cafe import CAFE
 from sasrec.models.intents import COMMON, UNKNOWN, intent_names, item_intents
 from sasrec.models.locality import Locality
@@ -123,17 +124,19 @@ def test_beyond_the_window_a_local_head_sees_nothing() -> None:
 def test_what_local_heads_learn_gets_the_gradient_of_plain_operators() -> None:
     model = build(dropout=0.0)
     attention = model.fine.blocks[0].attention
+    assert isinstance(attention, Attention)
+    locality = attention.locality
+    assert locality is not None
     x = torch.randn(2, 5, 12)
     bias = torch.full((5, 5), -1e9).triu(1)[None]
-    assert attention.locality is not None
 
     def gradients(out: Tensor) -> list[Tensor]:
-        wanted = [attention.locality.content, attention.locality.distance, attention.value.weight, attention.key.weight]
+        wanted = [locality.content, locality.distance, attention.value.weight, attention.key.weight]
         return list(torch.autograd.grad(out.sin().sum(), wanted))
 
     fast = gradients(attention(x, x, bias, None, None))
     query, key, value = (attention._split(part(x)) for part in (attention.query, attention.key, attention.value))
-    scores = query @ key.transpose(1, 2) / math.sqrt(6) + bias + attention.locality(value, 5)
+    scores = query @ key.transpose(1, 2) / math.sqrt(6) + bias + locality(value, 5)
     plain = gradients(attention._join(scores.softmax(-1) @ value))
     for a, b in zip(fast, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -256,7 +259,7 @@ def test_negative_intents_are_not_in_the_training_history() -> None:
     store = SmallStore([[1, 2, 3, 1, 2, 3], [4, 5, 4, 9, 9]], 9)
     intents = np.array([0, 1, 1, 2, 3, 3, 4, 4, 5, 5], np.int32)
     intent_store = objective.IntentStore(store, intents)
-    made = objective.NegativeSampler(intent_store, unseen=True)
+    made = NegativeSampler(intent_store, unseen=True)
     users = np.repeat([0, 1], 500)
     drawn = made.draw(users, (1000, 1), rng())[:, 0]
     assert set(drawn[:500]) == {3, 4, 5}  # trains on items 1, 2, 3, 1

@@ -48,7 +48,7 @@ class Locality(nn.Module):
     def by_head(self) -> tuple[Tensor, Tensor]:
         """u, (heads, head_dim), and b, (heads, max_len), of all heads: beyond the window b is as low as what is hidden."""
         from_global = (0, 0, self.heads - len(self.content), 0)
-        distance = self.distance
+        distance: Tensor = self.distance
         if self.window is not None and self.window < distance.shape[1]:
             beyond = torch.arange(distance.shape[1], device=distance.device) >= self.window
             distance = distance.masked_fill(beyond, BEYOND)

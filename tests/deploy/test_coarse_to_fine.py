@@ -133,4 +133,7 @@ def test_intents_are_packed_in_as_few_bits_as_they_need(most: int, bits: list[in
     assert [storage.tensors[name]["bits"] for name in names] == bits
     (tmp_path / "x.rows.bin").write_bytes(storage.files["x.rows.bin"])
     stored = Tensors(tmp_path, {"tensors": storage.tensors, "levels": {}})
-    assert sum(stored.stored(name).astype(int) << 8 * i for i, name in enumerate(names)).tolist() == rows.tolist()
+    total = np.zeros(len(rows), np.int64)
+    for i, name in enumerate(names):
+        total += stored.stored(name).astype(np.int64) << 8 * i
+    assert total.tolist() == rows.tolist()
