@@ -4,7 +4,8 @@ encoder.onnx: item ids to the state after the last one. scores.onnx, top_k.onnx:
 best. item_table.bin (and output_table.bin, where items are scored with a table of their own): packed codes, and a float16
 scale per row. weights.bin: weights below 8 bits, packed; those of 8 bits are int8 initializers of encoder.onnx. items.csv:
 internal id, original id, title, categories, training interactions. recommender.py: the runtime. manifest.json: what all of
-this is, with the sha256 of each file.
+this is, with the sha256 of each file. Where scores are a sum over tables, each has a .bin of its own, and NAME.rows.bin holds
+the row of each item in the table NAME.
 """
 
 import csv
