@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from sasrec.config import BenchmarkParams, ModelParams, from_mapping
 from sasrec.deploy.artefact import Item, export, sizes
 from sasrec.deploy.recommender import CHUNK, Recommender
+from sasrec.models import registry
 from sasrec.models.facts import Facts, item_categories
-from sasrec.models.sasrec import SASRec
+from sasrec.models.registry import Model
 
 K = 10
 # What decides how fast integers are multiplied.
@@ -83,7 +84,7 @@ def of_runtime(model: Recommender, histories: NDArray[np.int64], repeats: int) -
     return {"encode_ms": encode[0], "score_ms": best[0], "encode_p99_ms": encode[1], "score_p99_ms": best[1]}
 
 
-def of_torch(model: SASRec, histories: NDArray[np.int64], repeats: int, compiled: bool) -> float:
+def of_torch(model: Model, histories: NDArray[np.int64], repeats: int, compiled: bool) -> float:
     """Median milliseconds from histories to the ten best, in one call."""
     ids = torch.from_numpy(histories)
     table = model.scoring_table.all().detach()
@@ -105,8 +106,10 @@ def benchmark(folder: Path, params: BenchmarkParams) -> str:
     """
     model = Recommender.load(folder, params.threads)
     facts = loading(folder)
-    known = Facts(torch.tensor(model.manifest["rating_edges"]), item_categories(model.categories[1:]))
-    plain = SASRec(from_mapping(ModelParams, model.manifest["model"], "model"), model.items_count, known).eval()
+    shape = from_mapping(ModelParams, model.manifest["model"], "model")
+    categories = model.categories[1:]
+    known = Facts(torch.tensor(model.manifest["rating_edges"]), item_categories(categories))
+    plain = registry.of_data(shape, model.items_count, categories, known).eval()
     rng = np.random.default_rng(0)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

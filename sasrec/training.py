@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sasrec import evaluation, losses, metrics
+from sasrec import evaluation, losses, metrics, objective
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
@@ -127,7 +127,7 @@ class Trainer:
         self.validate_start = validate_start
         own = {id(parameter) for parameter in self.extras.parameters}
         self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-        self.second = RatingTask(store, model.params.hidden).to(device) if params.rating_weight else None
+        self.second = RatingTask(store, model.scoring_parts[-1].columns.stop).to(device) if params.rating_weight else None
         if self.second is not None:
             self.weights += self.second.parameters()
         groups: list[dict[str, Any]] = [{"params": self.weights, "weight_decay": params.weight_decay}]
@@ -137,6 +137,7 @@ class Trainer:
         self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
+        self.objective = objective.of(model, params, store)
         self.held = store.held("validation")
         self.asked = asked_by(model)
         self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked))
@@ -239,10 +240,11 @@ class Trainer:
         targets = batch.targets[real]
         if self.kind == "sequence":
             negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-            result = self._result(states, targets, negatives, self._tensor(real))
+            result = self._result(states, targets, batch.users[real], negatives, rng, self._tensor(real))
         else:
             states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
-            result = self._result(states, targets, self._negatives(batch.users[real], rng))
+            users = batch.users[real]
+            result = self._result(states, targets, users, self._negatives(users, rng), rng)
         if self.extras.distill:
             result = self.extras.distill(result, encoded, histories, windows, self._tensor(real), self._tensor(targets))
         if self.second is not None:
@@ -258,19 +260,19 @@ class Trainer:
             return self.sampler.draw_shared(self.params.negatives, rng)
         return self.sampler.draw(users, (len(users), 1 if self.kind == "none" else self.params.negatives), rng)
 
-    def _result(self, states: Tensor, targets: Ints, negatives: Ints, real: Tensor | None = None) -> losses.Result:
-        log_expected = self.sampler.log_expected(negatives)
-        return losses.compute(
-            self.params,
-            self.store.items_count,
-            self.model.score,
-            self.model.scoring_table.all,
-            states,
-            self._tensor(targets),
-            self._tensor(negatives),
-            real,
-            None if log_expected is None else self._tensor(log_expected),
-        )
+    def _result(
+        self,
+        states: Tensor,
+        targets: Ints,
+        users: Ints,
+        negatives: Ints,
+        rng: np.random.Generator,
+        real: Tensor | None = None,
+    ) -> losses.Result:
+        expected = self.sampler.log_expected(negatives)
+        log_expected = None if expected is None else self._tensor(expected)
+        targeted = self._tensor(targets), self._tensor(negatives)
+        return self.objective(objective.Positions(states, *targeted, users, real, log_expected), rng)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -282,11 +284,13 @@ class Trainer:
         rng = np.random.default_rng([self.seed, 3])
         total = torch.zeros(2, device=self.device)
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
-        states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
+        states = torch.empty(0)
         for rows, histories in self.validation_batches:
-            states[rows] = state = self.model.encode(histories.to(self.device), last=True)[:, 0]
-            negatives = self._negatives(self.held.users[rows], rng)
-            result = self._result(state, targets[rows], negatives)
+            state = self.model.encode(histories.to(self.device), last=True)[:, 0]
+            states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
+            states[rows] = state
+            users = self.held.users[rows]
+            result = self._result(state, targets[rows], users, self._negatives(users, rng), rng)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
         loss, accuracy = (total / max(len(targets), 1)).tolist()
         ranks = self._full_ranks(states) if self.params.select_on == "full" else self._sampled_ranks(states, targets)

@@ -8,8 +8,8 @@ from sasrec.checkpoint import fingerprint, save_model
 from sasrec.config import Study
 from sasrec.data.sequences import Sequences, read_catalogue
 from sasrec.files import atomic_folder
+from sasrec.models import registry
 from sasrec.models.facts import Facts
-from sasrec.models.sasrec import SASRec
 from sasrec.process import run_once, set_up
 from sasrec.training import Trainer, write_curves
 from stages.common import run
@@ -22,10 +22,11 @@ def main(study: Study, name: str, seed: str) -> None:
     device = set_up(study.threads, study.device)
     model_params, train_params = study.of_model(name)
     store = Sequences.load(PREPARED)
+    categories = [own for _, _, own in read_catalogue(PREPARED)]
     with run_once(f"train-{name}-{seed}") as job:
-        facts = Facts.of_data(model_params, store, [row[2] for row in read_catalogue(PREPARED)])
+        facts = Facts.of_data(model_params, store, categories)
         torch.manual_seed(int(seed))
-        model = SASRec(model_params, store.items_count, facts).to(device)
+        model = registry.of_data(model_params, store.items_count, categories, facts).to(device)
         trainer = Trainer(model, store, train_params, int(seed), device=device)
         key = fingerprint(model_params, train_params, seed, study.threads, str(device), store.stats)
         progress = trainer.run(job.resume, key, job.log)

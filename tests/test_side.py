@@ -17,6 +17,7 @@ from sasrec.checkpoint import load_model, save_model
 from sasrec.config import ModelParams, Side, TrainParams
 from sasrec.data.batches import epoch_batches
 from sasrec.errors import UserError
+from sasrec.models import registry
 from sasrec.models.events import Events, gather, known
 from sasrec.models.facts import Facts
 from sasrec.models.sasrec import SASRec
@@ -358,3 +359,9 @@ def test_it_learns_what_only_times_tell() -> None:
     (after_a_second, after_a_day), (without, same) = preferred
     assert after_a_second > 0.3 and after_a_day < -0.3
     assert without == same
+
+
+def test_cafe_has_no_side_information() -> None:
+    for options in ({"side": ("rating",)}, {"time_bias": True}):
+        with pytest.raises(UserError, match=r"^params\.yaml: model\.side and model\.time_bias are not for model\.kind: cafe"):
+            registry.of_data(ModelParams(kind="cafe", **options), 2, [("a",), ()])

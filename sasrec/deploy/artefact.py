@@ -4,7 +4,8 @@ encoder.onnx: item ids, and ratings and times of the events where the model asks
 scores.onnx, top_k.onnx: a state to the scores of all items, or to the best. item_table.bin (and output_table.bin, where items
 are scored with a table of their own): packed codes, and a float16 scale per row. weights.bin: weights below 8 bits, packed;
 those of 8 bits are int8 initializers of encoder.onnx. items.csv: internal id, original id, title, categories, training
-interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file.
+interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file. Where scores are a
+sum over tables, each has a .bin of its own, and NAME.rows.bin holds the row of each item in the table NAME.
 """
 
 import csv
@@ -17,12 +18,16 @@ from typing import Any
 import onnxruntime
 
 from sasrec import __version__
+from sasrec.deploy import side
+from sasrec.deploy.coarse_to_fine import CoarseToFineEncoder
 from sasrec.deploy.encoder import Encoder
 from sasrec.deploy.recommender import FORMAT, digest
 from sasrec.deploy.scorer import scorer
 from sasrec.deploy.storage import Storage
 from sasrec.files import atomic, read_json, sha256, write_json
-from sasrec.models.sasrec import SASRec
+from sasrec.models.cafe import CAFE
+from sasrec.models.events import asked_by
+from sasrec.models.registry import Model, facts_of
 from sasrec.models.taps import taps
 from sasrec.quant.frozen import FrozenTensor
 
@@ -52,25 +57,28 @@ class Sizes:
     bits: float
 
 
-def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: Sequence[Item], card: dict[str, Any]) -> Sizes:
+def export(folder: Path, model: Model, frozen: dict[str, FrozenTensor], items: Sequence[Item], card: dict[str, Any]) -> Sizes:
     """Write the artefact of `model` into `folder`. frozen: its quantized tensors; none: it stays in full precision. items:
     those of the ids 1, 2, ...; card: what else the manifest says of the model (data, training)."""
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage()
-    encoder = Encoder(model, frozen, storage)
+    encoder = encoder_of(model, frozen, storage)
     state = encoder.build()
-    hidden, rows = model.params.hidden, model.items + 1
+    parts = model.scoring_parts
     contents: dict[str, bytes] = {
-        "encoder.onnx": encoder.graph.serialized(encoder.inputs, {"state": (state.name, state.type, ("batch", 1, hidden))})
+        "encoder.onnx": encoder.graph.serialized(
+            side.inputs(asked_by(model)), {"state": (state.name, state.type, ("batch", 1, parts[-1].columns.stop))}
+        )
     }
-    table = "item_table.weight" if model.output_table is None else "output_table.weight"
-    storage.table(table, model.scoring_table, frozen.get(table))
+    for part in parts:
+        storage.table(part.name, part.table, frozen.get(part.name))
     given = {"encoder.onnx": encoder.graph.given_names}
     for name, top_k in (("scores", False), ("top_k", True)):
-        graph, content, kind = scorer(name, state, hidden, rows, frozen.get(table), top_k)
+        graph, content, kinds = scorer(name, state, parts, frozen, storage, top_k)
         contents[f"{name}.onnx"], given[f"{name}.onnx"] = content, graph.given_names
-        encoder.products["scoring"] = kind
-        storage.tensors[table] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
+        for part, kind in zip(parts, kinds, strict=True):
+            encoder.products["scoring" if part is parts[0] else f"scoring.{part.name}"] = kind
+            storage.tensors[part.name] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
     contents |= {name: bytes(data) for name, data in storage.files.items()}
     contents["items.csv"] = _items_csv(items)
     contents["recommender.py"] = RUNTIME.read_bytes()
@@ -83,9 +91,9 @@ def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: 
         "onnxruntime": onnxruntime.__version__,
         "model": dataclasses.asdict(model.params),
         "items": model.items,
-        "rating_edges": model.facts.rating_edges.tolist(),
+        "rating_edges": facts_of(model).rating_edges.tolist(),
         **card,
-        "scoring_table": table,
+        "scoring_table": parts[0].name,
         "given": given,
         "levels": storage.levels,
         "tensors": storage.tensors,
@@ -99,6 +107,11 @@ def export(folder: Path, model: SASRec, frozen: dict[str, FrozenTensor], items: 
     return sizes(folder)
 
 
+def encoder_of(model: Model, frozen: dict[str, FrozenTensor], storage: Storage) -> Encoder | CoarseToFineEncoder:
+    """What builds the graph of a model's kind."""
+    return CoarseToFineEncoder(model, frozen, storage) if isinstance(model, CAFE) else Encoder(model, frozen, storage)
+
+
 def _items_csv(items: Sequence[Item]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -107,7 +120,7 @@ def _items_csv(items: Sequence[Item]) -> bytes:
     return text.getvalue().encode()
 
 
-def _sizes(model: SASRec, storage: Storage, contents: dict[str, bytes]) -> Sizes:
+def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:
     """All but the manifest's own bytes."""
     took = {"table": 0, "weight": 0}
     elements = width = 0

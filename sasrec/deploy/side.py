@@ -1,17 +1,24 @@
 """What is known of past events, as part of the encoder's graph (`sasrec.models.side`): from the ratings and times that come
 with the items to rows of small tables and to a bias of attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sasrec.deploy.graph import Graph
+from sasrec.deploy.graph import Graph, Shape
 from sasrec.deploy.recommender import KNOWN
 from sasrec.models.side import TIME_BUCKETS, UNKNOWN, SideEmbeddings, TimeBias
 from sasrec.models.taps import Table
 
 # Type of each input beside the items; nan where nothing is known.
 INPUTS = {name: np.dtype(kind).name for name, kind in KNOWN.items()}
+
+
+def inputs(asked: Sequence[str]) -> dict[str, tuple[str, Shape]]:
+    """Type and shape of the encoder's inputs by name: the items, and what is `asked` for of each event (`models.events`)."""
+    kinds = {"items": "int64"} | {name: INPUTS[name] for name in asked}
+    return {name: (kind, ("batch", "length")) for name, kind in kinds.items()}
+
 
 # Gives the values of a small table, by its name, as a float32 value of the graph.
 Rows = Callable[[str, Table], str]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sasrec.config import ModelParams
 from sasrec.models.dropout import dropout, dropout_mask
+from sasrec.models.locality import Locality
 from sasrec.models.taps import Linear, Tap
 
 # Added to the scores of keys that a query may not see. Finite: a padded query sees nothing, and its softmax must not be NaN.
@@ -61,6 +62,7 @@ class Attention(nn.Module):
         self.weights_tap = Tap("activation", params.max_len, signed=False)
         self.context_tap = Tap("activation", hidden) if params.attention_output else None
         self.output = Linear(hidden, hidden) if params.attention_output else None
+        self.locality = Locality(params) if params.local_heads else None
 
     def forward(
         self,
@@ -77,6 +79,9 @@ class Attention(nn.Module):
         query = self._split(self.query_tap(self.query(queries), mask=query_mask))  # (batch * heads, n, head_dim)
         key = self._split(self.key_tap(self.key(keys), mask=mask))
         value = self._split(self.value_tap(self.value(keys), mask=mask))
+        if self.locality is not None:
+            local = self.locality(value, query.shape[1])
+            by_head = local if by_head is None else by_head + local
         bias = self.biases(bias, by_head)
         query_heads = query_mask
         if self.heads > 1 and query_mask is not None:

@@ -14,6 +14,7 @@ from sasrec.models.attention import HIDDEN_SCORE, Attention
 from sasrec.models.dropout import add_dropped, dropout
 from sasrec.models.events import Events, Histories
 from sasrec.models.facts import Facts
+from sasrec.models.scoring import Part, scores
 from sasrec.models.side import SideEmbeddings, TimeBias, blank, event_inputs, time_gaps
 from sasrec.models.taps import Linear, Table, Tap
 
@@ -88,10 +89,11 @@ def start_with_xavier(model: nn.Module) -> None:
 
 
 class SASRec(nn.Module):
-    """Scores of items given a history. `items`: how many items there are; ids are 1..items, 0 is padding. `facts`: what
+    """Scores of items given a history. `items`: how many items there are; ids are 1..items, 0 is padding. scored: whether
+    its states are what items are scored with; else they are parts of another model's, and have no tap. `facts`: what
     `model.side` has to know of the data. `event_inputs`: what the model asks for besides item ids (`events.Events`)."""
 
-    def __init__(self, params: ModelParams, items: int, facts: Facts | None = None) -> None:
+    def __init__(self, params: ModelParams, items: int, facts: Facts | None = None, scored: bool = True) -> None:
         super().__init__()
         self.params, self.items, self.facts = params, items, facts or Facts()
         self.event_inputs = event_inputs(params)
@@ -101,7 +103,7 @@ class SASRec(nn.Module):
         self.embedding_tap = Tap("activation", params.hidden)
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.blocks))
         self.final_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.final_norm else None
-        self.final_tap = Tap("activation", params.hidden, scoring=True)
+        self.final_tap = Tap("activation", params.hidden, scoring=True) if scored else None
         self.output_table = None if params.tied else Table(items + 1, params.hidden, padding=True, scoring=True)
         # Linear and Table start with small normal numbers of their own.
         if params.init == "xavier":
@@ -114,6 +116,12 @@ class SASRec(nn.Module):
     @property
     def scoring_table(self) -> Table:
         return self.item_table if self.output_table is None else self.output_table
+
+    @property
+    def scoring_parts(self) -> tuple[Part, ...]:
+        """The table and all of the state."""
+        name = "item_table.weight" if self.output_table is None else "output_table.weight"
+        return (Part(name, self.scoring_table, slice(0, self.params.hidden)),)
 
     def encode(self, histories: Histories, last: bool = False, windows: Tensor | None = None) -> Tensor:
         """histories: (batch, length) item ids, padded with 0 on the left, length at most max_len; as Events with what is
@@ -154,7 +162,7 @@ class SASRec(nn.Module):
         if self.final_norm is not None:
             x = self.final_norm(x)
         state_mask = mask if mask is None or not last else mask[:, -1:]
-        return self.final_tap(x, mask=state_mask)
+        return x if self.final_tap is None else self.final_tap(x, mask=state_mask)
 
     def _gaps(self, events: Events) -> Tensor | None:
         """Buckets of the time between any two events, (batch, length, length), where a bias is learned for them."""
@@ -193,14 +201,4 @@ class SASRec(nn.Module):
         """Scores of `states` (..., hidden): against all items, (..., items + 1) with the padding's score first and
         meaningless, or against the given ids: of the states' leading shape plus one axis n, giving (..., n); of shape (n,),
         shared by all states; or of shape (batch, n) for states (batch, length, hidden), shared by each sequence."""
-        if items is None:
-            return states @ self.scoring_table.all().T
-        rows = self.scoring_table.lookup(items)
-        if items.dim() == 1:
-            return states @ rows.T
-        if items.dim() < states.dim():
-            return states @ rows.transpose(1, 2)
-        # A batch of tiny matrix products is slower than a product and a sum while there are few items.
-        if items.shape[-1] <= 4:
-            return (rows * states.unsqueeze(-2)).sum(-1)
-        return (rows @ states.unsqueeze(-1)).squeeze(-1)
+        return scores(self.scoring_table, states, items)

@@ -197,33 +197,33 @@ def reconstruct(model: nn.Module, histories: Sequence[Histories], options: Optio
     histories = enough(histories, options.samples)
     layers: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and isinstance(module.weight_tap.quantizer, AdaRound):
+        if isinstance(module, Linear | Table) and isinstance(module.weight_tap.quantizer, AdaRound):
             layers[name] = module
-        elif isinstance(module, Table) and isinstance(module.weight_tap.quantizer, AdaRound):
-            layers[STATES] = module
-    linears = [name for name in layers if name != STATES]
+    # The part of the states that each scoring table is multiplied with.
+    columns = {part.name.removesuffix(".weight"): part.columns for part in model.scoring_parts}  # type: ignore[union-attr]
+    tables = [name for name in layers if name in columns]
+    linears = [name for name in layers if name not in columns]
     with torch.no_grad(), recording(model, kinds=()):
         full = inputs_of(model, linears, histories)
-    order = [name for name in full if name in layers]
-    looked_up = STATES in layers and is_looked_up(model, layers[STATES], histories[0])
-    if looked_up:
-        order.insert(0, order.pop())
+    looked_up = {name for name in tables if is_looked_up(model, layers[name], histories[0])}
+    encoder = [name for name in full if name in layers]
+    order = [*(name for name in tables if name in looked_up), *encoder, *(name for name in tables if name not in looked_up)]
     for name in order:
         stop_if_orphaned()
         with torch.no_grad():
-            inputs = inputs_of(model, [name] if name != STATES else [], histories)[name]
+            inputs = inputs_of(model, [] if name in columns else [name], histories)
         layer, quantizer = layers[name], layers[name].weight_tap.quantizer
         weight = layer.weight.detach()
         h = learn_rounding(
             weight,
             layer.bias.detach() if isinstance(layer, Linear) else None,
             quantizer,
-            full[name],
-            inputs,
+            full[STATES][:, columns[name]] if name in columns else full[name],
+            inputs[STATES][:, columns[name]] if name in columns else inputs[name],
             options,
             generator,
             rectified=name.endswith(RECTIFIED),
-            looked_up=looked_up and name == STATES,
+            looked_up=name in looked_up,
         )
         quantizer.choose(weight, h >= 0.5)
     model.train(mode)

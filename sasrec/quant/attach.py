@@ -57,7 +57,9 @@ def width(place: Place, params: QuantParams) -> int:
     if params.preset == "paper" and (place.kind == "table" or place.scoring):
         return params.embedding_bits or EDGE_BITS if place.kind == "table" else max(EDGE_BITS, bits)
     if params.preset == "source":
-        return bits if any(fnmatchcase(place.name, pattern) for pattern in SOURCE_PLACES) else FULL_PRECISION
+        # Of a model of several encoders each has these places, under its name.
+        named = any(fnmatchcase(place.name, f"{prefix}{pattern}") for pattern in SOURCE_PLACES for prefix in ("", "*."))
+        return bits if named else FULL_PRECISION
     return bits
 
 

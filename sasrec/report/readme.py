@@ -20,7 +20,7 @@ DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 # Rows come in this order; what is not named here follows as it is stored.
 ORDER = (
-    "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "control",
+    "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "cafe", "control",
     "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround",
 )  # fmt: skip
 
