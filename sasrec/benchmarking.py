@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sasrec.config import BenchmarkParams, ModelParams, from_mapping
 from sasrec.deploy.artefact import sizes
 from sasrec.deploy.recommender import Recommender
-from sasrec.models.sasrec import SASRec
+from sasrec.models import registry
+from sasrec.models.facts import Facts, item_categories
+from sasrec.models.registry import Model
 from sasrec.peers import Ids, K, Work, by_onnxruntime, by_runtime, by_torch, chunks
 
 # What decides how fast integers are multiplied.
@@ -69,7 +72,7 @@ def loading(folder: Path) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def peers(plain: SASRec, params: BenchmarkParams) -> dict[str, Work]:
+def peers(plain: Model, params: BenchmarkParams) -> dict[str, Work]:
     """Those of PEERS that were asked for."""
     found: dict[str, Work] = {}
     if params.peers:
@@ -110,7 +113,10 @@ def benchmark(folder: Path, params: BenchmarkParams) -> str:
     """
     model = Recommender.load(folder, params.threads)
     facts = loading(folder)
-    plain = SASRec(from_mapping(ModelParams, model.manifest["model"], "model"), model.items_count).eval()
+    shape = from_mapping(ModelParams, model.manifest["model"], "model")
+    categories = model.categories[1:]
+    known = Facts(torch.tensor(model.manifest["rating_edges"]), item_categories(categories))
+    plain = registry.of_data(shape, model.items_count, categories, known).eval()
     others = peers(plain, params)
     rng = np.random.default_rng(0)
     text = io.StringIO()

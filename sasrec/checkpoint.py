@@ -15,7 +15,8 @@ from torch import Tensor
 from sasrec.config import ModelParams, from_mapping
 from sasrec.errors import UserError
 from sasrec.files import atomic, read_json, sha256, write_json
-from sasrec.models.sasrec import SASRec
+from sasrec.models import registry
+from sasrec.models.registry import Model
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: Any = None) -> None:
@@ -39,19 +40,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise UserError(f"{path} is not a whole safetensors file ({error}); delete it and run `dvc repro`") from None
 
 
-def save_model(folder: Path, model: SASRec, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+def save_model(folder: Path, model: Model, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write `model.safetensors` and `model.json` (the model's parameters and `card`) into `folder`."""
     save_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "model.json", {"model": dataclasses.asdict(model.params), "items": model.items, **card})
 
 
-def load_model(folder: Path) -> tuple[SASRec, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     """The full-precision model in `folder` and its card."""
     tensors, _ = load_tensors(folder / "model.safetensors")
     card = read_json(folder / "model.json")
-    model = SASRec(from_mapping(ModelParams, card["model"], "model"), card["items"])
-    model.load_state_dict(tensors)
-    return model, card
+    return registry.of_state(from_mapping(ModelParams, card["model"], "model"), card["items"], tensors), card
 
 
 def fingerprint(*parts: Any) -> str:

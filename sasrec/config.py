@@ -200,11 +200,14 @@ class PrepareParams:
 
 
 Block = Literal["original", "pre_norm", "post_norm"]
+Side = Literal["rating", "category", "recency"]
 Position = Literal["right", "left", "none"]
 
 
 @dataclass(frozen=True)
 class ModelParams:
+    # sasrec: also gSASRec, which differs in its loss; cafe: needs items with categories.
+    kind: Literal["sasrec", "cafe"] = "sasrec"
     max_len: int = 50
     hidden: int = 64
     blocks: int = 2
@@ -222,13 +225,25 @@ class ModelParams:
     # normal: all matrices as small as the embeddings, so that attention does not drown the last item, which the residual
     # carries, before it has learned anything; xavier: by their sizes.
     init: Literal["normal", "xavier"] = "normal"
+    # Of the heads, how many re-weight what they see by item and distance, and how far back they may look (null: no limit).
+    local_heads: int = 0
+    local_window: int | None = None
+    # What is known of each past event, added to its embedding; never anything of the item that is asked for.
+    side: tuple[Side, ...] = ()
+    time_bias: bool = False  # a learned bias of attention by the time between two past events
 
     def __post_init__(self) -> None:
         for name in ("max_len", "hidden", "blocks", "heads", "ffn_dim"):
             within(name, getattr(self, name), 1)
+        if len(set(self.side)) < len(self.side):
+            raise ValueError(f"side names one twice: {', '.join(self.side)}")
         within("dropout", self.dropout, 0, 0.95)
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        within("local_heads", self.local_heads, 0, self.heads)
+        within("local_window", self.local_window, 1)
+        if self.local_window is not None and not self.local_heads:
+            raise ValueError("local_window is set, but no head is local; set local_heads, or leave local_window empty")
 
 
 Loss = Literal["bce", "gbce", "sampled_softmax", "cross_entropy", "bpr"]
@@ -245,6 +260,10 @@ class TrainParams:
     # popularity: the negatives of sampled_softmax are drawn by training counts, and their logits corrected for it (logQ).
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
     gbce_t: float = 0.75
+    rating_weight: float = 0.0  # of a second task's loss: the rating that the next item gets
+    # Of a model with intents (cafe): the weight of their own loss, and what the loss of the items is of.
+    intent_weight: float = 1.0
+    item_loss: Literal["joint", "items"] = "joint"
     windows: Literal["last", "all"] = "all"
     # packed: a batch holds windows of any length, side by side in rows without padding; shuffled: the same windows, each
     # padded to the longest; bucketed: windows of about the same length.
@@ -271,6 +290,8 @@ class TrainParams:
             within(name, getattr(self, name), 1)
         within("epochs", self.epochs, 0)
         within("gbce_t", self.gbce_t, 0, 1)
+        within("rating_weight", self.rating_weight, 0)
+        within("intent_weight", self.intent_weight, 0)
         if self.negative_sampling == "popularity" and self.loss != "sampled_softmax":
             raise ValueError(
                 f"negative_sampling is popularity, which loss: {self.loss} cannot correct for; "

@@ -2,6 +2,7 @@
 (Hinton et al. 2015, arXiv 1503.02531; for quantized students Mishra and Marr, ICLR 2018, arXiv 1711.05852)."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sasrec.losses import CHUNK_ELEMENTS, Result
+from sasrec.models.events import Histories
 
 
 class SoftCrossEntropy(torch.autograd.Function):
@@ -65,7 +67,7 @@ class Distillation:
         self.generator = np.random.default_rng([self.seed, epoch, 4])
 
     def __call__(
-        self, result: Result, states: Tensor, histories: Tensor, windows: Tensor | None, real: Tensor, targets: Tensor
+        self, result: Result, states: Tensor, histories: Histories, windows: Tensor | None, real: Tensor, targets: Tensor
     ) -> Result:
         """states: (batch, length, hidden) of the student; histories, windows, real: (batch, length), as `SASRec.encode` takes
         them; targets: (tokens,) ids at the real positions."""
@@ -79,4 +81,4 @@ class Distillation:
             items = torch.cat([targets, torch.from_numpy(drawn).to(targets.device)]).unique()
             rows = self.student.scoring_table.lookup(items)
             soft = SoftCrossEntropy.apply(own, rows, wanted, self.table[items], 0)
-        return Result((1 - self.weight) * result.loss + self.weight * soft, result.accuracy)
+        return replace(result, loss=(1 - self.weight) * result.loss + self.weight * soft)

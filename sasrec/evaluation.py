@@ -5,7 +5,7 @@ is against all items that the user has not seen in that history, sampled ranking
 itself is always among them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sasrec.data.batches import Ints, left_padded
+from sasrec.data.batches import Ints, items_at, left_placed
 from sasrec.data.sequences import Held, Part
 from sasrec.errors import UserError
+from sasrec.models.events import Histories, gather
 
 # Scores held at once, in elements; bounds the memory of ranking whatever the catalogue.
 BLOCK_ELEMENTS = 8_000_000
@@ -33,8 +34,9 @@ class Store(Protocol):
     def held(self, part: Part) -> Held: ...
 
 
-# (histories (batch, length) padded left, users (batch,)) -> scores of all items (batch, items + 1), column 0 ignored.
-Scorer = Callable[[Tensor, Ints], Tensor]
+# (histories (batch, length) padded left, users (batch,)) -> scores of all items (batch, items + 1), column 0 ignored. With what
+# the scorer asks for of each event (`rank`), histories are Events.
+Scorer = Callable[[Any, Ints], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,16 @@ class Ranks:
         return float((self.recommended[1:] > 0).mean())
 
 
-def blocks(store: Store, held: Held, max_len: int, size: int) -> Iterator[tuple[Ints, Ints]]:
-    """(rows of `held`, their histories (batch, length)) in batches of about equal length."""
+def blocks(store: Store, held: Held, max_len: int, size: int, asked: Sequence[str] = ()) -> Iterator[tuple[Ints, Histories]]:
+    """(rows of `held`, their histories (batch, length)) in batches of about equal length. asked: what is wanted of each event
+    beside the item (`events.NAMES`)."""
     ends = held.positions
     begins = np.maximum(np.asarray(store.offsets)[held.users], ends - max_len)
     order = np.argsort(ends - begins, kind="stable")
     for at in range(0, len(order), size):
         rows = order[at : at + size]
-        yield rows, left_padded(store.items, begins[rows], ends[rows], int((ends - begins)[rows].max()))
+        places = left_placed(begins[rows], ends[rows], int((ends - begins)[rows].max()))
+        yield rows, gather(store, items_at(store.items, places), places, asked)
 
 
 def mean_rank(scores: Tensor, target: Tensor) -> Tensor:
@@ -112,20 +116,22 @@ def rank(
     batch_size: int = 512,
     device: torch.device | str = "cpu",
     only: Literal["full"] | None = None,
+    asked: Sequence[str] = (),
 ) -> Ranks:
     """Rank the held-out item of every evaluated user.
 
-    max_len: how much of the history the scorer is given. only: leave the rest out; its ranks are nan, and nothing is
-    recommended. Raises UserError where a score is not a number.
+    max_len: how much of the history the scorer is given. asked: what it is given of each event beside the item
+    (`events.NAMES`). only: leave the rest out; its ranks are nan, and nothing is recommended. Raises UserError where a score
+    is not a number.
     """
     held = store.held(part)
     targets = np.asarray(store.items)[held.positions].astype(np.int64)
     full, sampled, popsampled = np.full((3, len(targets)), np.nan, np.float32)
     recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
     size = max(1, min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1)))
-    for rows, histories in blocks(store, held, max_len, size):
+    for rows, histories in blocks(store, held, max_len, size, asked):
         users = held.users[rows]
-        scores = scorer(torch.from_numpy(histories).to(device), users)
+        scores = scorer(histories.to(device), users)
         scores[:, 0] = -torch.inf
         refuse_nan(scores)
         target = torch.from_numpy(targets[rows]).to(device)
@@ -159,7 +165,7 @@ def model_scorer(model: Any) -> Scorer:
     with torch.no_grad():
         table = model.scoring_table.all()
 
-    def scorer(histories: Tensor, users: Ints) -> Tensor:
+    def scorer(histories: Histories, users: Ints) -> Tensor:
         return model.encode(histories, last=True).squeeze(1) @ table.T
 
     return scorer

@@ -26,6 +26,7 @@ CHUNK_ELEMENTS = 500_000
 class Result:
     loss: Tensor  # ()
     accuracy: Tensor  # ()
+    second: Tensor | None = None  # (), of a second task
 
 
 def needs_negatives(params: TrainParams) -> str:

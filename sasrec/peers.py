@@ -21,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from sasrec.deploy.artefact import Item, export
 from sasrec.deploy.recommender import CHUNK, Recommender, Tensors, read_manifest
-from sasrec.models.sasrec import SASRec
+from sasrec.models.registry import Model
 
 K = 10
 # What static quantization takes its ranges from: so many random histories, one at a time.
@@ -38,7 +38,7 @@ def chunks(histories: Ids) -> Iterator[Ids]:
         yield histories[at : at + CHUNK]
 
 
-def by_torch(model: SASRec, compiled: bool = False) -> Work:
+def by_torch(model: Model, compiled: bool = False) -> Work:
     """In one call for the whole batch; compiled: by torch.compile, for the shapes of the first call alone."""
     table = model.scoring_table.all().detach()
 
@@ -109,7 +109,7 @@ def by_sessions(encoder: InferenceSession, top_k: InferenceSession) -> Work:
     return timed
 
 
-def by_onnxruntime(plain: SASRec, threads: int, int8: bool = True) -> dict[str, Work]:
+def by_onnxruntime(plain: Model, threads: int, int8: bool = True) -> dict[str, Work]:
     """Of the network in full precision, exported: `onnxruntime_fp32`, and with int8 also `onnxruntime_dynamic` and
     `onnxruntime_static`: what quantize_dynamic and quantize_static of onnxruntime make of the encoder and of the scoring."""
     with tempfile.TemporaryDirectory() as temporary:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sasrec import evaluation, losses, metrics
+from sasrec import evaluation, losses, metrics, objective
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
+from sasrec.models.events import Histories, asked_by, gather
+from sasrec.second_task import RatingTask
 
 # Steps between renewals of a table's buffered statistics.
 REFRESH_EVERY = 50
@@ -73,7 +75,7 @@ class Extras:
     refresh: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda epoch: None
     candidates_from: int = 0
-    distill: Callable[[losses.Result, Tensor, Tensor, Tensor | None, Tensor, Tensor], losses.Result] | None = None
+    distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Tensor], losses.Result] | None = None
 
 
 @contextmanager
@@ -125,6 +127,9 @@ class Trainer:
         self.validate_start = validate_start
         own = {id(parameter) for parameter in self.extras.parameters}
         self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        self.second = RatingTask(store, model.scoring_parts[-1].columns.stop).to(device) if params.rating_weight else None
+        if self.second is not None:
+            self.weights += self.second.parameters()
         groups: list[dict[str, Any]] = [{"params": self.weights, "weight_decay": params.weight_decay}]
         if self.extras.parameters:
             groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
@@ -132,8 +137,10 @@ class Trainer:
         self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
+        self.objective = objective.of(model, params, store)
         self.held = store.held("validation")
-        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512))
+        self.asked = asked_by(model)
+        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked))
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -198,8 +205,11 @@ class Trainer:
             self._set_rates(rate)
             with product_precision(self.params.precision):
                 result, n = self._loss(batch, rng)
+                loss = result.loss
+                if result.second is not None:
+                    loss = loss + self.params.rating_weight * result.second
                 # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
-                loss = result.loss if self.params.weighting == "batch" else result.loss * (n / average)
+                loss = loss if self.params.weighting == "batch" else loss * (n / average)
                 penalty = self.extras.penalty()
                 self.optimizer.zero_grad()
                 (loss if penalty is None else loss + penalty).backward()
@@ -224,18 +234,24 @@ class Trainer:
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
         real = batch.targets > 0
-        histories = self._tensor(batch.histories)
+        histories = gather(self.store, batch.histories, batch.places, self.asked).to(self.device)
         windows = None if batch.windows is None else self._tensor(batch.windows)
         encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
         if self.kind == "sequence":
             negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-            result = self._result(states, targets, negatives, self._tensor(real))
+            result = self._result(states, targets, batch.users[real], negatives, rng, self._tensor(real))
         else:
             states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
-            result = self._result(states, targets, self._negatives(batch.users[real], rng))
+            users = batch.users[real]
+            result = self._result(states, targets, users, self._negatives(users, rng), rng)
         if self.extras.distill:
             result = self.extras.distill(result, encoded, histories, windows, self._tensor(real), self._tensor(targets))
+        if self.second is not None:
+            assert batch.places is not None
+            rows = self.model.scoring_table.lookup(self._tensor(targets))
+            own = self.second.loss(encoded[self._tensor(real)], rows, batch.places[real] + 1)
+            result = replace(result, second=own)
         return result, len(targets)
 
     def _negatives(self, users: Ints, rng: np.random.Generator) -> Ints:
@@ -244,19 +260,19 @@ class Trainer:
             return self.sampler.draw_shared(self.params.negatives, rng)
         return self.sampler.draw(users, (len(users), 1 if self.kind == "none" else self.params.negatives), rng)
 
-    def _result(self, states: Tensor, targets: Ints, negatives: Ints, real: Tensor | None = None) -> losses.Result:
-        log_expected = self.sampler.log_expected(negatives)
-        return losses.compute(
-            self.params,
-            self.store.items_count,
-            self.model.score,
-            self.model.scoring_table.all,
-            states,
-            self._tensor(targets),
-            self._tensor(negatives),
-            real,
-            None if log_expected is None else self._tensor(log_expected),
-        )
+    def _result(
+        self,
+        states: Tensor,
+        targets: Ints,
+        users: Ints,
+        negatives: Ints,
+        rng: np.random.Generator,
+        real: Tensor | None = None,
+    ) -> losses.Result:
+        expected = self.sampler.log_expected(negatives)
+        log_expected = None if expected is None else self._tensor(expected)
+        targeted = self._tensor(targets), self._tensor(negatives)
+        return self.objective(objective.Positions(states, *targeted, users, real, log_expected), rng)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -268,11 +284,13 @@ class Trainer:
         rng = np.random.default_rng([self.seed, 3])
         total = torch.zeros(2, device=self.device)
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
-        states = torch.empty(len(targets), self.model.params.hidden, device=self.device)
+        states = torch.empty(0)
         for rows, histories in self.validation_batches:
-            states[rows] = state = self.model.encode(self._tensor(histories), last=True)[:, 0]
-            negatives = self._negatives(self.held.users[rows], rng)
-            result = self._result(state, targets[rows], negatives)
+            state = self.model.encode(histories.to(self.device), last=True)[:, 0]
+            states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
+            states[rows] = state
+            users = self.held.users[rows]
+            result = self._result(state, targets[rows], users, self._negatives(users, rng), rng)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
         loss, accuracy = (total / max(len(targets), 1)).tolist()
         ranks = self._full_ranks(states) if self.params.select_on == "full" else self._sampled_ranks(states, targets)
@@ -305,6 +323,8 @@ class Trainer:
     def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+        if self.second is not None:
+            tensors |= {f"second/{name}": tensor for name, tensor in self.second.state_dict().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizer).items()}
         save_tensors(path, tensors, {"key": key, "progress": asdict(progress)})
 
@@ -315,12 +335,14 @@ class Trainer:
         tensors, meta = load_tensors(path)
         if meta["key"] != key:
             return Progress(), None
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "second": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor.to(self.device)
         self.extras.on_resume(meta["progress"]["epoch"])
         self.model.load_state_dict(parts["model"])
+        if self.second is not None:
+            self.second.load_state_dict(parts["second"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         saved = meta["progress"]
         return Progress(**{**saved, "rows": [Row(**row) for row in saved["rows"]]}), parts["best"] or None

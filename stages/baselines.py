@@ -16,11 +16,11 @@ from sasrec.config import EvaluateParams, Study
 from sasrec.data.sequences import Part, Sequences
 from sasrec.evaluation import Ranks, Scorer, rank
 from sasrec.files import write_json
+from sasrec.models.events import A_SECOND
 from stages.common import run
 
 SECTIONS = ("threads", "evaluate")
 NAMES = ("popularity", "recent_popularity", "markov", "item_knn")
-A_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # by stats["time_unit"]
 
 
 def fit(name: str, store: Sequences, part: Part, params: EvaluateParams) -> Popularity | RecentPopularity | Markov | ItemKNN:

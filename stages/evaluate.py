@@ -48,6 +48,7 @@ def main(study: Study, variant: str) -> None:
         except ArtefactError as error:
             raise UserError(str(error)) from None
         validation.append(model.manifest["valid_ndcg@10"])
+        options["asked"] = model.inputs
         agreement = Agreement(simulation(Path("data/models", variant, str(seed))), model)
         ranks.append(rank(agreement.exported, store, "test", model.max_len, **options))
         expected = rank(agreement.simulated, store, "test", model.max_len, only="full", **options)

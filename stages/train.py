@@ -6,23 +6,27 @@ import torch
 
 from sasrec.checkpoint import fingerprint, save_model
 from sasrec.config import Study
-from sasrec.data.sequences import Sequences
+from sasrec.data.sequences import Sequences, read_catalogue
 from sasrec.files import atomic_folder
-from sasrec.models.sasrec import SASRec
+from sasrec.models import registry
+from sasrec.models.facts import Facts
 from sasrec.process import run_once, set_up
 from sasrec.training import Trainer, write_curves
 from stages.common import run
 
 SECTIONS = ("threads", "device", "model", "train", "per_model.<model>")
+PREPARED = Path("data/prepared")
 
 
 def main(study: Study, name: str, seed: str) -> None:
     device = set_up(study.threads, study.device)
     model_params, train_params = study.of_model(name)
-    store = Sequences.load(Path("data/prepared"))
+    store = Sequences.load(PREPARED)
+    categories = [own for _, _, own in read_catalogue(PREPARED)]
     with run_once(f"train-{name}-{seed}") as job:
+        facts = Facts.of_data(model_params, store, categories)
         torch.manual_seed(int(seed))
-        model = SASRec(model_params, store.items_count).to(device)
+        model = registry.of_data(model_params, store.items_count, categories, facts).to(device)
         trainer = Trainer(model, store, train_params, int(seed), device=device)
         key = fingerprint(model_params, train_params, seed, study.threads, str(device), store.stats)
         progress = trainer.run(job.resume, key, job.log)

@@ -23,12 +23,15 @@ def _one_thread() -> None:
 
 @dataclass
 class SmallStore:
-    """Sequences given as lists of item ids, one a user, with what training and evaluation need of a prepared store."""
+    """Sequences given as lists of item ids, one a user, with what training and evaluation need of a prepared store. ratings,
+    timestamps: of all events in the order of `items`, where the data has them."""
 
     sequences: list[list[int]]
     items_count: int
     candidates: int = 5
-    stats: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=lambda: {"times": "comparable", "time_unit": "s"})
+    ratings: NDArray[np.float32] | None = None
+    timestamps: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         self.items: NDArray[np.int32] = np.array([item for s in self.sequences for item in s], np.int32)
@@ -46,6 +49,12 @@ class SmallStore:
     @cached_property
     def train_ends(self) -> NDArray[np.int64]:
         return np.where(np.diff(self.offsets) >= 3, self.offsets[1:] - 2, self.offsets[1:])
+
+    def known(self, part: Part) -> NDArray[np.bool_]:
+        """Of validation: the training part."""
+        assert part == "validation"
+        trained: NDArray[np.bool_] = np.arange(len(self.items)) < np.repeat(self.train_ends, np.diff(self.offsets))
+        return trained
 
     def _draw(self, seed: int) -> NDArray[np.int32]:
         rng = np.random.default_rng(seed)

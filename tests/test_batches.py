@@ -103,6 +103,18 @@ def test_all_ways_of_batching_hold_the_same_windows_each_epoch(chains: SmallStor
         assert windows_of["packed"] == windows_of["shuffled"]
 
 
+@pytest.mark.parametrize("way", BATCHINGS)
+def test_every_position_knows_its_place_in_the_store(chains: SmallStore, way: Batching) -> None:
+    for batch in epoch_batches(chains, 8, 16, True, 3, 1, way).batches:
+        assert batch.places is not None
+        real = batch.histories > 0
+        assert ((batch.places >= 0) == real).all()
+        assert (chains.items[batch.places[real]] == batch.histories[real]).all()
+        assert (chains.items[batch.places[real] + 1] == batch.targets[real]).all()
+        user = np.searchsorted(chains.offsets, batch.places[real], "right") - 1
+        assert (user == batch.users[real]).all()
+
+
 def test_small_data_has_smaller_batches_rather_than_few(chains: SmallStore) -> None:
     size = len(list(epoch_batches(chains, 8, 10**6, True, 0, 1, "shuffled").batches)[0].histories)
     for least in (1, 7, size, 10 * size):

@@ -297,6 +297,33 @@ def test_the_users_own_file(clean: Project, tmp_path: Path) -> None:
     assert "sku/007" in (clean.path / "data/prepared/catalogue.csv").read_text()
 
 
+def test_cafe_on_the_users_own_categories(clean: Project, tmp_path: Path) -> None:
+    """Trained and quantized where the file has categories, some items without; refused with what to do where it has none."""
+    rng = random.Random(0)
+    lines = ["user,item,category"]
+    for user in range(40):
+        start = rng.randrange(30)
+        items = [(start + i) % 30 for i in range(12)]
+        lines += [f"u{user},i{item},{'' if item % 7 == 0 else f'shelf {item // 10}'}" for item in items]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(lines) + "\n")
+    study = ("models=[cafe]", "quant.model=cafe", "quantized=[lsq]", "variants=[cafe,lsq]")
+    overrides = ("dataset.name=file", f"dataset.path={path}", *study, "dataset.columns.category=category")
+    output = clean.run("dvc", "exp", "run", *(part for o in overrides for part in ("-S", o)), "evaluate@lsq")
+    assert {"train@cafe-0", "quantize@lsq-0", "export@lsq", "evaluate@lsq"} <= ran(output)
+    manifest = json.loads((clean.path / "data/exported/lsq/0/manifest.json").read_text())
+    assert manifest["model"]["kind"] == "cafe"
+    assert set(manifest["products"].values()) == {"int8"}
+    # Three shelves, the items on none, and padding.
+    assert manifest["tensors"]["coarse.item_table.weight"]["shape"] == [5, 8]
+    path.write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    overrides = (*overrides[:-1], "dataset.columns.category=null")
+    output = clean.run("dvc", "exp", "run", *(part for o in overrides for part in ("-S", o)), "train@cafe-0", ok=False)
+    assert "whose intents are categories of items, and this data has none" in output
+    assert "dataset.columns.category" in output
+    assert "Traceback" not in output
+
+
 @pytest.fixture(scope="module")
 def longer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, bytes]:
     """A project whose training takes some seconds, prepared; and the weights of a run that was not interrupted."""

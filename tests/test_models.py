@@ -207,6 +207,8 @@ def test_the_fused_attention_has_the_plain_gradients(masked: bool) -> None:
 
     torch.testing.assert_close(WeightedSum.apply(q, k, v, bias, mask), plain(q, k, v))
     assert torch.autograd.gradcheck(lambda *x: WeightedSum.apply(*x, bias, mask), (q, k, v))
+    for learned in (bias, bias.expand(3, -1, -1).clone()):
+        assert torch.autograd.gradcheck(lambda *x: WeightedSum.apply(*x, mask), (q, k, v, learned.requires_grad_()))
 
 
 def test_dropout_keeps_the_mean_and_the_stated_share() -> None:

@@ -43,12 +43,14 @@ class Batch:
     """histories: (rows, length) item ids, 0 = padding on the left. targets: (rows, length), the item that follows each
     position, 0 where there is padding. users: (rows, length), the index of the user whose position it is. windows: (rows,
     length), which window of its row a position is in, counted from 1, 0 where there is padding; None where each row holds
-    one window."""
+    one window. places: (rows, length), where the event of each position is in the store, -1 where there is padding; its
+    target is at the place after it."""
 
     histories: Ints
     targets: Ints
     users: Ints
     windows: Ints | None = None
+    places: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,21 @@ def windows(offsets: Ints, ends: Ints, max_len: int, every: bool, rng: np.random
     return users[owner], starts, stops
 
 
+def left_placed(starts: Ints, stops: Ints, length: int) -> Ints:
+    """start..stop-1 of each row, (rows, length), padded with -1 on the left."""
+    index = stops[:, None] - length + np.arange(length)
+    return np.where(index >= starts[:, None], index, -1)
+
+
+def items_at(items: NDArray[np.int32], places: Ints) -> Ints:
+    """The items at `places`, 0 where those are -1."""
+    real = places >= 0
+    return np.where(real, items[np.where(real, places, 0)], 0).astype(np.int64)
+
+
 def left_padded(items: NDArray[np.int32], starts: Ints, stops: Ints, length: int) -> Ints:
     """items[start:stop] of each row, (rows, length), padded with 0 on the left."""
-    index = stops[:, None] - length + np.arange(length)
-    real = index >= starts[:, None]
-    return np.where(real, items[np.where(real, index, 0)], 0).astype(np.int64)
+    return items_at(items, left_placed(starts, stops, length))
 
 
 def packed_rows(lengths: Ints) -> tuple[Ints, Ints]:
@@ -121,18 +133,22 @@ def packed_batch(items: NDArray[np.int32], users: Ints, starts: Ints, stops: Int
     number[by_row] = 1 + np.arange(len(rows)) - np.searchsorted(rows[by_row], rows[by_row])
     row, column = rows[owner], (length - taken - lengths)[owner] + inside
     histories, targets, owners, numbers = np.zeros((4, int(rows.max()) + 1, length), np.int64)
-    histories[row, column] = items[starts[owner] + inside]
-    targets[row, column] = items[starts[owner] + inside + 1]
+    place = starts[owner] + inside
+    places = np.full_like(histories, -1)
+    places[row, column] = place
+    histories[row, column] = items[place]
+    targets[row, column] = items[place + 1]
     owners[row, column] = users[owner]
     numbers[row, column] = number[owner]
-    return Batch(histories, targets, owners, numbers)
+    return Batch(histories, targets, owners, numbers, places)
 
 
 def padded_batch(items: NDArray[np.int32], users: Ints, starts: Ints, stops: Ints) -> Batch:
     """Windows of `windows`, a row each."""
     length = int((stops - starts).max())
-    histories = left_padded(items, starts, stops, length)
-    return Batch(histories, left_padded(items, starts + 1, stops + 1, length), np.repeat(users[:, None], length, 1))
+    places = left_placed(starts, stops, length)
+    targets = left_padded(items, starts + 1, stops + 1, length)
+    return Batch(items_at(items, places), targets, np.repeat(users[:, None], length, 1), None, places)
 
 
 def epoch_batches(

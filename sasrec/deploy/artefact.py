@@ -1,10 +1,11 @@
 """The folder that ships a model. It works alone: with numpy and onnxruntime, without this package.
 
-encoder.onnx: item ids to the state after the last one. scores.onnx, top_k.onnx: a state to the scores of all items, or to the
-best. item_table.bin (and output_table.bin, where items are scored with a table of their own): packed codes, and a float16
-scale per row. weights.bin: weights below 8 bits, packed; those of 8 bits are int8 initializers of encoder.onnx. items.csv:
-internal id, original id, title, categories, training interactions. recommender.py: the runtime. manifest.json: what all of
-this is, with the sha256 of each file.
+encoder.onnx: item ids, and ratings and times of the events where the model asks for them, to the state after the last one.
+scores.onnx, top_k.onnx: a state to the scores of all items, or to the best. item_table.bin (and output_table.bin, where items
+are scored with a table of their own): packed codes, and a float16 scale per row. weights.bin: weights below 8 bits, packed;
+those of 8 bits are int8 initializers of encoder.onnx. items.csv: internal id, original id, title, categories, training
+interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file. Where scores are a
+sum over tables, each has a .bin of its own, and NAME.rows.bin holds the row of each item in the table NAME.
 
 shortlist.onnx, for large tables of few bits: a state to candidates for the best (`sasrec.deploy.shortlist`).
 """
@@ -19,13 +20,17 @@ from typing import Any
 import onnxruntime
 
 from sasrec import __version__
+from sasrec.deploy import side
+from sasrec.deploy.coarse_to_fine import CoarseToFineEncoder
 from sasrec.deploy.encoder import Encoder
 from sasrec.deploy.recommender import FORMAT, SHORTLIST, digest
 from sasrec.deploy.scorer import scorer
 from sasrec.deploy.shortlist import FROM_ENTRIES, shortlist, suits
 from sasrec.deploy.storage import Storage
 from sasrec.files import atomic, read_json, sha256, write_json
-from sasrec.models.sasrec import SASRec
+from sasrec.models.cafe import CAFE
+from sasrec.models.events import asked_by
+from sasrec.models.registry import Model, facts_of
 from sasrec.models.taps import taps
 from sasrec.quant.frozen import FrozenTensor
 
@@ -57,7 +62,7 @@ class Sizes:
 
 def export(
     folder: Path,
-    model: SASRec,
+    model: Model,
     frozen: dict[str, FrozenTensor],
     items: Sequence[Item],
     card: dict[str, Any],
@@ -68,27 +73,30 @@ def export(
     a table of at most 4 bits from which on single requests are answered by way of a shortlist; None: FROM_ENTRIES."""
     folder.mkdir(parents=True, exist_ok=True)
     storage = Storage()
-    encoder = Encoder(model, frozen, storage)
+    encoder = encoder_of(model, frozen, storage)
     state = encoder.build()
-    hidden, rows = model.params.hidden, model.items + 1
+    parts = model.scoring_parts
     contents: dict[str, bytes] = {
         "encoder.onnx": encoder.graph.serialized(
-            {"items": ("int64", ("batch", "length"))}, {"state": (state.name, state.type, ("batch", 1, hidden))}
+            side.inputs(asked_by(model)), {"state": (state.name, state.type, ("batch", 1, parts[-1].columns.stop))}
         )
     }
-    table = "item_table.weight" if model.output_table is None else "output_table.weight"
-    storage.table(table, model.scoring_table, frozen.get(table))
+    for part in parts:
+        storage.table(part.name, part.table, frozen.get(part.name))
     given = {"encoder.onnx": encoder.graph.given_names}
     for name, top_k in (("scores", False), ("top_k", True)):
-        graph, content, kind = scorer(name, state, hidden, rows, frozen.get(table), top_k)
+        graph, content, kinds = scorer(name, state, parts, frozen, storage, top_k)
         contents[f"{name}.onnx"], given[f"{name}.onnx"] = content, graph.given_names
-        encoder.products["scoring"] = kind
-        storage.tensors[table] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
+        for part, kind in zip(parts, kinds, strict=True):
+            encoder.products["scoring" if part is parts[0] else f"scoring.{part.name}"] = kind
+            storage.tensors[part.name] |= {"compute": kind, "accumulator": "int32" if kind == "int8" else "float32"}
     facts: dict[str, Any] = {}
-    if suits(state, frozen.get(table), FROM_ENTRIES if shortlist_from is None else shortlist_from):
-        graph, contents["shortlist.onnx"], facts["shortlist"] = shortlist(state, frozen[table])
+    # A shortlist is of one table; where scores are a sum over several, all of them are read.
+    stored = frozen.get(parts[0].name) if len(parts) == 1 else None
+    if stored is not None and suits(state, stored, FROM_ENTRIES if shortlist_from is None else shortlist_from):
+        graph, contents["shortlist.onnx"], facts["shortlist"] = shortlist(state, stored)
         given["shortlist.onnx"] = graph.given_names
-        storage.tensors[table]["single_request"] = f"4 bits shortlist {SHORTLIST}, scored again in int8"
+        storage.tensors[parts[0].name]["single_request"] = f"4 bits shortlist {SHORTLIST}, scored again in int8"
     contents |= {name: bytes(data) for name, data in storage.files.items()}
     contents["items.csv"] = _items_csv(items)
     contents["recommender.py"] = RUNTIME.read_bytes()
@@ -101,8 +109,9 @@ def export(
         "onnxruntime": onnxruntime.__version__,
         "model": dataclasses.asdict(model.params),
         "items": model.items,
+        "rating_edges": facts_of(model).rating_edges.tolist(),
         **card,
-        "scoring_table": table,
+        "scoring_table": parts[0].name,
         "given": given,
         **facts,
         "levels": storage.levels,
@@ -117,6 +126,11 @@ def export(
     return sizes(folder)
 
 
+def encoder_of(model: Model, frozen: dict[str, FrozenTensor], storage: Storage) -> Encoder | CoarseToFineEncoder:
+    """What builds the graph of a model's kind."""
+    return CoarseToFineEncoder(model, frozen, storage) if isinstance(model, CAFE) else Encoder(model, frozen, storage)
+
+
 def _items_csv(items: Sequence[Item]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -125,7 +139,7 @@ def _items_csv(items: Sequence[Item]) -> bytes:
     return text.getvalue().encode()
 
 
-def _sizes(model: SASRec, storage: Storage, contents: dict[str, bytes]) -> Sizes:
+def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:
     """All but the manifest's own bytes."""
     took = {"table": 0, "weight": 0}
     elements = width = 0

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sasrec.deploy import side
 from sasrec.deploy.form import Form, float_form, integer_form, zero_point
 from sasrec.deploy.graph import Graph
 from sasrec.deploy.storage import Storage
@@ -45,6 +46,12 @@ class Value:
         return "uint8" if self.is_integer else "float32"
 
 
+def float_operators(graph: Graph) -> dict[str, int]:
+    """How many operators of each kind compute in float32, matrix products aside."""
+    kinds = [node.op_type for node in graph.nodes]
+    return {kind: kinds.count(kind) for kind in FLOAT_OPERATORS if kind in kinds}
+
+
 INT8, WIDE, FLOAT = "int8", "integers in float32", "float32"
 
 
@@ -58,51 +65,62 @@ def compute(*operands: bool | None) -> str:
 @dataclass
 class Encoder:
     """Builds the graph. products: by name, in what each matrix product is computed: int8, integers in float32 (exact as long
-    as sums stay below 2^24), or float32."""
+    as sums stay below 2^24), or float32. prefix: what the names of the model's tensors begin with, where it is a part of
+    another."""
 
     model: SASRec
     frozen: dict[str, FrozenTensor]
     storage: Storage
     graph: Graph = field(default_factory=lambda: Graph("encoder"))
     products: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
     def build(self) -> Value:
         """The whole encoder; returns the state (batch, 1, hidden)."""
+        return self.tap(self.state("items"), "final")
+
+    def state(self, items: str) -> str:
+        """The state (batch, 1, hidden) after the (batch, length) ids, before it is rounded."""
         params = self.model.params
-        x = self._embed("items")
-        length = self._length("items")
-        hidden = self.graph.node("Equal", "items", self.graph.constant(0, np.int64))
+        x = self._embed(items)
+        length = self._length(items)
+        hidden = self.graph.node("Equal", items, self.graph.constant(0, np.int64))
         padding = self.graph.node("Where", hidden, self.graph.constant(HIDDEN_SCORE), self.graph.constant(0.0))
         axes = [1] if params.heads == 1 else [1, 2]
         last_bias = self.graph.node("Unsqueeze", padding, self._ints(*axes))  # (batch, [1,] 1, length)
-        full_bias = None
+        full_bias = ""
         if params.blocks > 1:
             square = self.graph.node("Concat", length, length, axis=0)
             future = self.graph.node("Expand", self.graph.constant(HIDDEN_SCORE), square)
             future = self.graph.node("Trilu", future, self.graph.constant(1, np.int64), upper=1)
             full_bias = self.graph.node("Add", last_bias, future)  # (batch, [1,] length, length)
+        gaps: dict[bool, str] = {}
         for i, block in enumerate(self.model.blocks):
             last = i == params.blocks - 1
-            x = self._block(x, f"blocks.{i}", block, last_bias if last else full_bias, last)  # type: ignore[arg-type]
+            assert isinstance(block, Block)
+            bias = last_bias if last else full_bias
+            if block.time_bias is not None:
+                if last not in gaps:
+                    gaps[last] = side.time_gaps(self.graph, last)
+                bias = self.graph.node("Add", bias, side.time_bias(self.graph, block.time_bias, gaps[last]))
+            x = self._block(x, f"{self.prefix}blocks.{i}", block, bias, last)
         state = self._float(x)
         if self.model.final_norm is not None:
             state = self._norm(state, self.model.final_norm)
-        return self._tap(state, "final")
+        return state
 
     @property
     def float_operators(self) -> dict[str, int]:
-        """How many operators of each kind compute in float32, matrix products aside."""
-        kinds = [node.op_type for node in self.graph.nodes]
-        return {kind: kinds.count(kind) for kind in FLOAT_OPERATORS if kind in kinds}
+        return float_operators(self.graph)
 
     # Places of the model
 
     def _embed(self, items: str) -> Value:
         """(batch, length) ids to (batch, length, hidden)."""
         params, graph = self.model.params, self.graph
-        x = self._lookup(items, "item_table.weight", self.model.item_table, params.hidden**0.5)
+        x = self._lookup(items, f"{self.prefix}item_table.weight", self.model.item_table, params.hidden**0.5)
         if self.model.position_table is not None:
-            positions = self._rows("position_table.weight", self.model.position_table)
+            positions = self._rows(f"{self.prefix}position_table.weight", self.model.position_table)
             if params.position == "right":
                 start = graph.node("Neg", self._length(items))
                 own = graph.node("Slice", positions, start, self._ints(LAST), self._ints(0))
@@ -115,61 +133,84 @@ class Encoder:
                 place = graph.node("Max", graph.node("Sub", place, padded), zero)
                 own = graph.node("Gather", positions, place)
             x = graph.node("Add", own, x)
+        if self.model.side is not None:
+            for known in side.side_embeddings(graph, self.model.side, self._rows):
+                x = graph.node("Add", x, known)
         if self.model.embedding_norm is not None:
             x = self._norm(x, self.model.embedding_norm)
-        return self._tap(x, "embedding")
+        return self.tap(x, f"{self.prefix}embedding")
 
     def _block(self, x: Value, name: str, block: Block, bias: str, last: bool) -> Value:
         graph = self.graph
         attention, inner = block.attention, block.feed_forward
         if block.kind == "original":
             own = self._norm(self._float(self._last(x, last)), block.attention_norm)
-            queries = self._tap(own, f"{name}.queries")
-            keys = x if block.keys_tap is None else self._tap(self._float(x), f"{name}.keys")
-            own = graph.node("Add", own, self._attention(queries, keys, f"{name}.attention", attention, bias))
+            queries = self.tap(own, f"{name}.queries")
+            keys = x if block.keys_tap is None else self.tap(self._float(x), f"{name}.keys")
+            own = graph.node("Add", own, self._attention(queries, keys, f"{name}.attention", attention, bias, last))
             own = self._norm(own, block.feed_forward_norm)
             own = self._feed_forward(own, own, f"{name}.feed_forward", inner)
         elif block.kind == "pre_norm":
-            keys = self._tap(self._norm(self._float(x), block.attention_norm), f"{name}.queries")
-            seen = self._attention(self._last(keys, last), keys, f"{name}.attention", attention, bias)
+            keys = self.tap(self._norm(self._float(x), block.attention_norm), f"{name}.queries")
+            seen = self._attention(self._last(keys, last), keys, f"{name}.attention", attention, bias, last)
             own = graph.node("Add", self._float(self._last(x, last)), seen)
             own = self._feed_forward(self._norm(own, block.feed_forward_norm), own, f"{name}.feed_forward", inner)
         else:
-            keys = self._tap(self._float(x), f"{name}.queries")
-            seen = self._attention(self._last(keys, last), keys, f"{name}.attention", attention, bias)
+            keys = self.tap(self._float(x), f"{name}.queries")
+            seen = self._attention(self._last(keys, last), keys, f"{name}.attention", attention, bias, last)
             own = self._norm(graph.node("Add", self._float(self._last(x, last)), seen), block.attention_norm)
             own = self._norm(self._feed_forward(own, own, f"{name}.feed_forward", inner), block.feed_forward_norm)
-        return self._tap(own, f"{name}.output")
+        return self.tap(own, f"{name}.output")
 
-    def _attention(self, queries: Value, keys: Value, name: str, attention: Attention, bias: str) -> str:
+    def _attention(self, queries: Value, keys: Value, name: str, attention: Attention, bias: str, last: bool) -> str:
         """(batch, n, hidden), (batch, length, hidden) -> (batch, n, hidden)"""
         graph, heads = self.graph, attention.heads
-        query = self._tap(self._linear(queries, f"{name}.query", attention.query), f"{name}.query")
-        key = self._tap(self._linear(keys, f"{name}.key", attention.key), f"{name}.key")
-        value = self._tap(self._linear(keys, f"{name}.value", attention.value), f"{name}.value")
+        query = self.tap(self._linear(queries, f"{name}.query", attention.query), f"{name}.query")
+        key = self.tap(self._linear(keys, f"{name}.key", attention.key), f"{name}.key")
+        value = self.tap(self._linear(keys, f"{name}.value", attention.value), f"{name}.value")
         query, value = self._split(query, heads), self._split(value, heads)
         key = self._split(key, heads, transposed=True)
         # The codes of the queries are worth 1 / sqrt(d) of what they were: the product then needs no scaling of its own.
         shrunk = (self.model.params.hidden // heads) ** -0.5
         scores = self._product(query, key, f"{name}.scores", shrunk)
+        if attention.locality is not None:
+            scores = graph.node("Add", scores, self._locality(value, attention, last))
         weights = graph.node("Softmax", graph.node("Add", scores, bias), axis=-1)
-        context = self._product(self._tap(weights, f"{name}.weights"), value, f"{name}.context")
+        context = self._product(self.tap(weights, f"{name}.weights"), value, f"{name}.context")
         if heads > 1:
             context = graph.node("Transpose", context, perm=[0, 2, 1, 3])
             context = graph.node("Reshape", context, self._ints(0, 0, self.model.params.hidden))
         if attention.output is None:
             return context
-        return self._linear(self._tap(context, f"{name}.context", bare=True), f"{name}.output", attention.output)
+        return self._linear(self.tap(context, f"{name}.context", bare=True), f"{name}.output", attention.output)
+
+    def _locality(self, values: Value, attention: Attention, last: bool) -> str:
+        """What local heads add to the scores (`sasrec.models.locality`), (batch, [heads,] n, length), in float32 and element
+        by element. values: as `_split` gives them."""
+        graph, heads = self.graph, attention.heads
+        assert attention.locality is not None
+        content, distance = (part.detach().cpu().numpy() for part in attention.locality.by_head())
+        own = content[:, None] if heads > 1 else content[0]
+        weighted = graph.node("Mul", self._float(values), graph.constant(own))
+        by_key = graph.node("ReduceSum", weighted, self._ints(-1), keepdims=0)  # (batch, [heads,] length)
+        by_key = graph.node("Unsqueeze", by_key, self._ints(-2))
+        scalar = graph.node("Squeeze", graph.node("Shape", values.name, start=-2, end=-1))
+        places = graph.node("Range", graph.constant(0, np.int64), scalar, graph.constant(1, np.int64))
+        asking = graph.node("Slice", places, self._ints(-1), self._ints(LAST), self._ints(0)) if last else places
+        back = graph.node("Sub", graph.node("Unsqueeze", asking, self._ints(1)), places)  # (n, length)
+        back = graph.node("Max", back, graph.constant(0, np.int64))
+        table = graph.constant(distance if heads > 1 else distance[0])
+        return graph.node("Add", by_key, graph.node("Gather", table, back, axis=int(heads > 1)))
 
     def _feed_forward(self, x: str, residual: str, name: str, layer: FeedForward) -> str:
-        hidden = self._linear(self._tap(x, f"{name}.input"), f"{name}.inner", layer.inner)
+        hidden = self._linear(self.tap(x, f"{name}.input"), f"{name}.inner", layer.inner)
         hidden = self.graph.node("Relu", hidden)
-        outer = self._linear(self._tap(hidden, f"{name}.inner"), f"{name}.outer", layer.outer)
+        outer = self._linear(self.tap(hidden, f"{name}.inner"), f"{name}.outer", layer.outer)
         return self.graph.node("Add", residual, outer)
 
     # Tensors
 
-    def _tap(self, x: str, name: str, bare: bool = False) -> Value:
+    def tap(self, x: str, name: str, bare: bool = False) -> Value:
         """x on the grid of the activation `name`; as it is where that is not quantized. bare: x comes straight from a
         product."""
         if name not in self.frozen:

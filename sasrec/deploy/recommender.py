@@ -5,6 +5,9 @@ This file is copied into every exported folder, which therefore works alone:
     from recommender import Recommender
     model = Recommender.load("data/exported/lsq/0")
     model.recommend(["1193", "661", "914"], k=10)
+    model.recommend(["1193", "661", "914"], ratings=[5, None, 3], times=[978300760, 978302109, 978301968])
+
+Ratings and times help where the model was trained with them (`model.inputs`); it ignores them where it was not.
 
 or, in a shell, `python recommender.py --history 1193,661,914`.
 """
@@ -25,7 +28,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-FORMAT = 3
+FORMAT = 4
 # onnxruntime is fastest on batches of this size: their activations stay in the cache.
 CHUNK = 32
 # How many items a cheap product proposes for an exact one, at least, and how many the exact one takes at once.
@@ -33,6 +36,11 @@ SHORTLIST, RESCORED = 256, 65_536
 NIBBLES = "nibbles"
 
 Array = NDArray[Any]
+
+# What may be known of each event, and as what the encoder takes it; nan where it is not known.
+KNOWN = {"ratings": np.float32, "times": np.float64}
+# Seconds that a float64 holds exactly, with their differences.
+LATEST = 2**52
 
 
 class ArtefactError(Exception):
@@ -218,6 +226,8 @@ class Recommender:
         self._arrays: list[Array] = []
         tensors = Tensors(folder, manifest)
         self._encoder = self._session("encoder.onnx", tensors)
+        # What the encoder takes of each event beside the item.
+        self.inputs = tuple(given.name for given in self._encoder.get_inputs() if given.name in KNOWN)
         self._lazy: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
         self.shortlist: dict[str, Any] | None = manifest.get("shortlist")
@@ -298,12 +308,16 @@ class Recommender:
         exclude_seen: bool = True,
         allow: Iterable[Any] | None = None,
         block: Iterable[Any] | None = None,
+        ratings: Sequence[Any] | None = None,
+        times: Sequence[Any] | None = None,
     ) -> Any:
         """The k best next items after a history of original item ids, oldest first.
 
         history: ids (text or whole numbers) of one user, which gives a Recommendation; or a list of such lists, which gives a
         list of them. exclude_seen: leave out the items of the history. allow: recommend from these only; block: never
-        recommend these; ids that the model does not know are ignored. Raises ValueError or TypeError on other input.
+        recommend these; ids that the model does not know are ignored. ratings, times: of the events of the history, as long
+        as it is (for a list of histories, a list of such lists), None for what is not known: numbers, of times the seconds
+        since 1970, none before the one before it. Raises ValueError or TypeError on other input.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
@@ -311,6 +325,7 @@ class Recommender:
             raise TypeError("history must be a list of item ids, or a list of such lists")
         many = len(history) > 0 and isinstance(history[0], Sequence | np.ndarray) and not isinstance(history[0], str | bytes)
         found = [self.internal(one) for one in (history if many else [history])]
+        known_of = self._known(history if many else [history], {"ratings": ratings, "times": times}, many)
         allowed = None if allow is None else np.unique(self.internal(allow)[0])
         blocked = np.zeros(0, np.int64) if block is None else self.internal(block)[0]
         # Of like length together, because a batch is as long as its longest history.
@@ -323,7 +338,8 @@ class Recommender:
             rows = known[at : at + CHUNK]
             histories = [found[i][0] for i in rows]
             hidden = [np.concatenate([ids, blocked]) if exclude_seen else blocked for ids in histories]
-            for i, items in zip(rows, self._best(histories, int(k), hidden, allowed), strict=True):
+            events = {name: [values[i] for i in rows] for name, values in known_of.items()}
+            for i, items in zip(rows, self._best(histories, events, int(k), hidden, allowed), strict=True):
                 results[i] = Recommendation(items, found[i][1], False)
         return results if many else results[0]
 
@@ -339,6 +355,23 @@ class Recommender:
         known = [self._internal[name] for name in names if name in self._internal]
         return np.array(known, np.int64), len(names) - len(known)
 
+    def _known(self, histories: Sequence[Any], given: dict[str, Any], many: bool) -> dict[str, list[Array]]:
+        """What is given of the events of the known items of each history, by name; all of it is checked."""
+        result: dict[str, list[Array]] = {}
+        for name, values in given.items():
+            if values is None:
+                continue
+            if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray):
+                raise TypeError(f"{name} must be a list of numbers as long as the history")
+            lists = values if many else [values]
+            if len(lists) != len(histories):
+                raise ValueError(f"{name} has {len(lists)} lists for {len(histories)} histories")
+            result[name] = []
+            for history, own in zip(histories, lists, strict=True):
+                kept = [str(one) in self._internal for one in history]
+                result[name].append(numbers(name, own, len(kept))[kept])
+        return result
+
     def _item(self, internal: int, score: float) -> Item:
         return Item(self.ids[internal], self.titles[internal], self.categories[internal], score)
 
@@ -348,8 +381,11 @@ class Recommender:
             keep &= np.isin(self._popular, allowed)
         return Recommendation(tuple(self._item(i, float(self.counts[i])) for i in self._popular[keep][:k]), unknown, True)
 
-    def _best(self, histories: list[Array], k: int, hidden: list[Array], allowed: Array | None) -> list[tuple[Item, ...]]:
-        state = self.encode(self.padded(histories))
+    def _best(
+        self, histories: list[Array], events: dict[str, list[Array]], k: int, hidden: list[Array], allowed: Array | None
+    ) -> list[tuple[Item, ...]]:
+        known = {name: self.padded(values, np.nan) for name, values in events.items()}
+        state = self.encode(self.padded(histories), **known)
         if allowed is None:
             values, items = self.top_k(state, k, hidden)
         else:
@@ -365,18 +401,26 @@ class Recommender:
 
     # The parts, on internal ids
 
-    def padded(self, histories: Sequence[Array]) -> NDArray[np.int64]:
-        """The ends of histories of internal ids, (batch, length), padded with 0 on the left."""
+    def padded(self, histories: Sequence[Array], fill: float = 0) -> Array:
+        """The ends of histories of internal ids, or of what is known of each event, (batch, length), padded on the left."""
         length = min(self.max_len, max(len(ids) for ids in histories))
-        result = np.zeros((len(histories), length), np.int64)
+        result = np.full((len(histories), length), fill, histories[0].dtype)
         for row, ids in zip(result, histories, strict=True):
             row[max(0, length - len(ids)) :] = ids[-length:]
         return result
 
-    def encode(self, histories: NDArray[np.int64]) -> Array:
+    def encode(self, histories: NDArray[np.int64], ratings: Array | None = None, times: Array | None = None) -> Array:
         """(batch, length) internal ids, at least one of them in each row, to the states (batch, 1, hidden): uint8 codes;
-        float32 levels where those need more bits; float32 values where the final activation is not quantized."""
-        return self._encoder.run(None, {"items": histories})[0]
+        float32 levels where those need more bits; float32 values where the final activation is not quantized.
+
+        ratings, times: of the same shape, nan where unknown, times in whole seconds; None where none is known. What the
+        model does not take is ignored."""
+        given = {"ratings": ratings, "times": times}
+        known = {
+            name: np.full(histories.shape, np.nan, KNOWN[name]) if given[name] is None else np.asarray(given[name], KNOWN[name])
+            for name in self.inputs
+        }
+        return self._encoder.run(None, {"items": histories, **known})[0]
 
     def top_k(self, state: Array, k: int, hidden: Sequence[Array]) -> tuple[Array, Array]:
         """Scores and internal ids of the k best, (batch, k) each, ties by the lower id; -inf where fewer are left. hidden:
@@ -431,10 +475,41 @@ class Recommender:
         """Scores of all items, (batch, items + 1), by internal id; that of padding, in column 0, means nothing."""
         return self._exact("scores.onnx").run(None, {"state": state})[0]
 
-    def scores(self, histories: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of all items for (batch, length) internal ids: (batch, items + 1)."""
-        parts = [self.scores_of(self.encode(histories[at : at + CHUNK])) for at in range(0, len(histories), CHUNK)]
+    def scores(
+        self, histories: NDArray[np.int64], ratings: Array | None = None, times: Array | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of all items for (batch, length) internal ids, and what is known of their events as for `encode`: (batch,
+        items + 1)."""
+        parts = []
+        for at in range(0, len(histories), CHUNK):
+            own = (None if part is None else part[at : at + CHUNK] for part in (ratings, times))
+            parts.append(self.scores_of(self.encode(histories[at : at + CHUNK], *own)))
         return np.concatenate(parts)
+
+
+def numbers(name: str, values: Any, length: int) -> Array:
+    """Ratings or times of a history of `length` events as float64, nan for None; times in whole seconds. Raises TypeError or
+    ValueError where they are not such."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a list of numbers as long as the history")
+    if len(values) != length:
+        raise ValueError(f"{name} has {len(values)} entries for a history of {length}")
+    result = np.full(length, np.nan)
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"{name}[{i}] must be a number or null, not {value!r}")
+        # Compared before it is made a float, which a number of many digits cannot be.
+        if not -LATEST < value < LATEST:
+            raise ValueError(f"{name}[{i}] must be a number of usual size, not {str(value)[:30]}")
+        result[i] = value
+    if name == "times":
+        result = np.floor(result)
+        given = result[~np.isnan(result)]
+        if (np.diff(given) < 0).any():
+            raise ValueError("times must not fall: the history is oldest first")
+    return result
 
 
 def table(result: Recommendation) -> str:
@@ -456,6 +531,8 @@ def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog, description="Recommend items after a history.")
     parser.add_argument("--model", default=folder, required=folder is None, help="folder of an exported model")
     parser.add_argument("--history", default="", help="original item ids, oldest first, separated by commas")
+    parser.add_argument("--ratings", help="of the history's items, separated by commas, nothing where unknown: 5,,3")
+    parser.add_argument("--times", help="of the history's events, in seconds since 1970, separated by commas")
     parser.add_argument("-k", type=int, default=10, help="how many to recommend")
     parser.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
     parser.add_argument("--allow", help="recommend from these ids only, separated by commas")
@@ -466,9 +543,25 @@ def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
     def ids(text: str | None) -> list[str] | None:
         return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
+    def values(name: str, text: str | None) -> list[float | None] | None:
+        if not text:
+            return None
+        try:
+            return [float(part) if part.strip() else None for part in text.split(",")]
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}") from None
+
     try:
         model = Recommender.load(given.model)
-        result = model.recommend(ids(given.history) or [], given.k, not given.include_seen, ids(given.allow), ids(given.block))
+        result = model.recommend(
+            ids(given.history) or [],
+            given.k,
+            not given.include_seen,
+            ids(given.allow),
+            ids(given.block),
+            values("ratings", given.ratings),
+            values("times", given.times),
+        )
     except (ArtefactError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

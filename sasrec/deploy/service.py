@@ -21,7 +21,7 @@ from starlette.routing import Route
 from sasrec.deploy.recommender import Recommender
 
 PAGE = Path(__file__).with_name("page.html")
-KEYS = ("history", "k", "exclude_seen", "allow", "block", "model")
+KEYS = ("history", "ratings", "times", "k", "exclude_seen", "allow", "block", "model")
 SUGGESTIONS = 12
 # Upper ends of the histogram of /metrics, in seconds.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -33,7 +33,8 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request. What is beyond is refused with 413 (bytes), 408 (seconds until the body is there) or 422."""
+    """Of one request. What is beyond is refused with 413 (bytes), 408 (seconds until the body is there) or 422.
+    Ratings and times are as long as the history or refused, so that they need no limits of their own."""
 
     body_bytes: int = 256 * 1024
     body_seconds: float = 10.0
@@ -133,6 +134,7 @@ class Service:
                 "bytes": model.manifest["sizes"]["bytes"],
                 "bits": model.manifest["sizes"]["bits"],
                 "valid_ndcg@10": model.manifest.get("valid_ndcg@10"),
+                "inputs": ["history", *model.inputs],
             }
             for name, model in self.models.items()
         ]
@@ -207,7 +209,8 @@ class Service:
         if not isinstance(exclude, bool):
             raise refuse(422, "exclude_seen must be true or false")
         try:
-            return self.models[name].recommend(history, k, exclude, asked.get("allow"), asked.get("block")), name
+            events = {key: asked.get(key) for key in ("ratings", "times")}
+            return self.models[name].recommend(history, k, exclude, asked.get("allow"), asked.get("block"), **events), name
         except (TypeError, ValueError) as error:
             raise refuse(422, str(error)) from None
 

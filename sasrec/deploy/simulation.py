@@ -23,7 +23,10 @@ from sasrec.deploy.graph import Graph
 from sasrec.deploy.recommender import CHUNK, Recommender
 from sasrec.evaluation import best
 from sasrec.models.attention import Attention
-from sasrec.models.sasrec import Block, SASRec
+from sasrec.models.events import Events, Histories
+from sasrec.models.registry import Model, encoders
+from sasrec.models.sasrec import Block
+from sasrec.models.scoring import Part
 from sasrec.models.taps import Linear
 from sasrec.quant.frozen import FrozenTensor, thaw
 
@@ -100,13 +103,23 @@ class IntegerAttention(nn.Module):
         super().__init__()
         self.inner, self.scales = attention, scales
 
-    def forward(self, queries: Tensor, keys: Tensor, bias: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        mask: Tensor | None,
+        query_mask: Tensor | None,
+        by_head: Tensor | None = None,
+    ) -> Tensor:
         own = self.inner
         query = own._split(own.query_tap(own.query(queries)))
         key = own._split(own.key_tap(own.key(keys)))
         value = own._split(own.value_tap(own.value(keys)))
-        if len(bias) > 1:
-            bias = bias.repeat_interleave(own.heads, 0)
+        if own.locality is not None:
+            local = own.locality(value, query.shape[1])
+            by_head = local if by_head is None else by_head + local
+        bias = own.biases(bias, by_head)
         shrunk = self.scales["query"] * query.new_tensor(query.shape[-1] ** -0.5)
         scores = self._integers(query, "query") @ self._integers(key, "key").transpose(1, 2)
         weights = own.weights_tap(softmax(scores * (shrunk * self.scales["key"]) + bias))
@@ -124,7 +137,7 @@ class Simulation:
     """model: in full precision; it is changed. frozen: its quantized tensors."""
 
     @torch.no_grad()
-    def __init__(self, model: SASRec, frozen: dict[str, FrozenTensor]) -> None:
+    def __init__(self, model: Model, frozen: dict[str, FrozenTensor]) -> None:
         thaw(model, frozen)
         self.model, self.frozen = model.eval(), frozen
         # Of a model in full precision nothing is rounded, so that last bits do not matter.
@@ -132,9 +145,9 @@ class Simulation:
             for name, child in parent.named_children():
                 if isinstance(child, nn.LayerNorm):
                     setattr(parent, name, Norm(child))
-        for i, block in enumerate(model.blocks):
+        blocks = {f"{part}blocks.{i}": block for part, own in encoders(model).items() for i, block in enumerate(own.blocks)}
+        for name, block in blocks.items():
             assert isinstance(block, Block)
-            name = f"blocks.{i}"
             keys = "keys" if block.keys_tap is not None else "queries"
             inputs = {"query": "queries", "key": keys, "value": keys, "output": "attention.context"}
             for layer, source in inputs.items():
@@ -145,11 +158,11 @@ class Simulation:
                 block.attention = IntegerAttention(block.attention, scales)  # type: ignore[assignment]
             self._replace(block.feed_forward, "inner", f"{name}.feed_forward", f"{name}.feed_forward.input")
             self._replace(block.feed_forward, "outer", f"{name}.feed_forward", f"{name}.feed_forward.inner")
-        name = "item_table.weight" if model.output_table is None else "output_table.weight"
         self.values = model.scoring_table.all()
-        self.table: Factors | None = None
-        if name in frozen and "final" in frozen:
-            self.table = factors(frozen[name].grid, _codes(frozen[name]))
+        parts = model.scoring_parts
+        self.tables: list[tuple[Part, Factors]] = []
+        if "final" in frozen and all(part.name in frozen for part in parts):
+            self.tables = [(part, factors(frozen[part.name].grid, _codes(frozen[part.name]))) for part in parts]
 
     def _replace(self, parent: nn.Module, layer: str, name: str, source: str) -> None:
         old, stored = getattr(parent, layer), self.frozen.get(f"{name}.{layer}.weight")
@@ -158,16 +171,22 @@ class Simulation:
             setattr(parent, layer, IntegerLinear(old, weight, self.frozen[source].grid.scale))
 
     @torch.no_grad()
-    def encode(self, histories: NDArray[np.int64]) -> Tensor:
-        """(batch, length) ids to the states (batch, 1, hidden), float32."""
-        return self.model.encode(torch.from_numpy(histories), last=True)
+    def encode(self, histories: Histories | NDArray[np.int64]) -> Tensor:
+        """(batch, length) ids, or Events, to the states (batch, 1, hidden), float32."""
+        if isinstance(histories, np.ndarray):
+            histories = torch.from_numpy(histories)
+        return self.model.encode(histories, last=True)
 
     @torch.no_grad()
     def scores(self, states: Tensor) -> Tensor:
         """(batch, 1, hidden) to the scores of all items, (batch, items + 1)."""
-        if self.table is None:
+        if not self.tables:
             return states[:, 0] @ self.values.T
-        return integer_product(states[:, 0], self.frozen["final"].grid.scale, self.table)
+        total = torch.zeros(())
+        for part, table in self.tables:
+            own = integer_product(states[:, 0, part.columns], self.frozen["final"].grid.scale, table)
+            total = total + (own if part.index is None else own[:, part.index.long()])
+        return total
 
 
 def _codes(stored: FrozenTensor) -> Tensor:
@@ -191,20 +210,23 @@ class Agreement:
     difference: float = 0.0
     _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def exported(self, histories: Tensor, users: Any = None) -> Tensor:
-        """Scores of the artefact (batch, items + 1) for (batch, length) ids; what `simulated` compares with is kept."""
+    def exported(self, histories: Histories, users: Any = None) -> Tensor:
+        """Scores of the artefact (batch, items + 1) for (batch, length) ids, or Events; what `simulated` compares with is
+        kept."""
         states, scores = [], []
         for part in histories.split(CHUNK):
-            states.append(self.artefact.encode(part.numpy()))
+            events = part if isinstance(part, Events) else Events(part)
+            known = (None if values is None else values.numpy() for values in (events.ratings, events.times))
+            states.append(self.artefact.encode(events.items.numpy(), *known))
             scores.append(self.artefact.scores_of(states[-1]))
         found = torch.from_numpy(np.concatenate(scores))
         self._pending.append((torch.from_numpy(np.concatenate(states)), self._best(found)))
         return found
 
-    def simulated(self, histories: Tensor, users: Any = None) -> Tensor:
+    def simulated(self, histories: Histories, users: Any = None) -> Tensor:
         """Scores of the simulation, for the same batches in the same order."""
         codes, expected = self._pending.pop(0)
-        own = torch.cat([self.simulation.encode(part.numpy()) for part in histories.split(CHUNK)])
+        own = torch.cat([self.simulation.encode(part) for part in histories.split(CHUNK)])
         other = codes.float()
         stored = self.simulation.frozen.get("final")
         if stored is not None:

@@ -92,6 +92,26 @@ class Storage:
             entry["scales"]["dtype"] = "float16"
         return file
 
+    def index(self, file: str, name: str, values: NDArray[np.int32]) -> list[str]:
+        """Write numbers of rows (n,) into a file, packed in as few bits as the largest needs; returns the names of the
+        tensors they are, 8 bits each, the lowest first."""
+        names: list[str] = []
+        while not names or bool((values >> 8 * len(names)).any()):
+            part = (values >> 8 * len(names)).astype(np.int64)
+            bits = min(8, max(1, int(part.max()).bit_length()))
+            codes = (part & 255).astype(np.uint8)
+            names.append(f"{name}.{len(names)}")
+            self.tensors[names[-1]] = {
+                "kind": "index",
+                "shape": list(codes.shape),
+                "bits": bits,
+                "compute": "none",
+                "unpacked": {"dtype": "uint8", "shape": list(codes.shape)},
+                "scales": {"dtype": "float32", "count": 0},
+                **self._append(file, pack(codes, bits).tobytes()),
+            }
+        return names
+
     def _half(self, file: str, parameter: Any) -> dict[str, Any]:
         half, unit = half_parts(parameter)
         if not bool((half.float() * unit == parameter).all()):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sasrec.config import ModelParams
 from sasrec.models.dropout import dropout, dropout_mask
+from sasrec.models.locality import Locality
 from sasrec.models.taps import Linear, Tap
 
 # Added to the scores of keys that a query may not see. Finite: a padded query sees nothing, and its softmax must not be NaN.
@@ -17,7 +18,7 @@ class WeightedSum(torch.autograd.Function):
     """softmax(q k^T / sqrt(d) + bias), times a dropout mask, times v; all of shape (batch * heads, n or length, d).
 
     The same as the operators one by one, with fewer passes over the (n, length) matrices: scale and bias are part
-    of the product, and the gradient is worked out in place.
+    of the product, and the gradient is worked out in place. That of the bias only where it is asked for.
     """
 
     @staticmethod
@@ -27,19 +28,22 @@ class WeightedSum(torch.autograd.Function):
         weights = scores.softmax(-1)
         dropped = weights if mask is None else weights * mask
         ctx.save_for_backward(query, key, value, weights, dropped, mask)
-        ctx.scale = scale
+        ctx.scale, ctx.bias_shape = scale, bias.shape
         return dropped @ value
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         query, key, value, weights, dropped, mask = ctx.saved_tensors
         to_value = dropped.transpose(1, 2) @ gradients[0]
         to_weights = gradients[0] @ value.transpose(1, 2)
         if mask is not None:
             to_weights *= mask
         # The softmax: w (g - sum(g w)).
-        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-        return to_scores @ key, to_scores.transpose(1, 2) @ query, to_value, None, None
+        to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+        # A copy, because the scale comes in place.
+        to_bias = to_scores.clone().sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[3] else None
+        to_scores.mul_(ctx.scale)
+        return to_scores @ key, to_scores.transpose(1, 2) @ query, to_value, to_bias, None
 
 
 class Attention(nn.Module):
@@ -58,19 +62,30 @@ class Attention(nn.Module):
         self.weights_tap = Tap("activation", params.max_len, signed=False)
         self.context_tap = Tap("activation", hidden) if params.attention_output else None
         self.output = Linear(hidden, hidden) if params.attention_output else None
+        self.locality = Locality(params) if params.local_heads else None
 
-    def forward(self, queries: Tensor, keys: Tensor, bias: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        mask: Tensor | None,
+        query_mask: Tensor | None,
+        by_head: Tensor | None = None,
+    ) -> Tensor:
         """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
         bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
-        tokens. Returns (batch, n, hidden)."""
+        tokens. by_head: (batch * heads, n, length), added to the scores, too, and learned. Returns (batch, n, hidden)."""
         query = self._split(self.query_tap(self.query(queries), mask=query_mask))  # (batch * heads, n, head_dim)
         key = self._split(self.key_tap(self.key(keys), mask=mask))
         value = self._split(self.value_tap(self.value(keys), mask=mask))
-        if self.heads > 1:
-            bias = bias.repeat_interleave(self.heads, 0) if len(bias) > 1 else bias
-            query_heads = None if query_mask is None else query_mask.repeat_interleave(self.heads, 0)
-        else:
-            query_heads = query_mask
+        if self.locality is not None:
+            local = self.locality(value, query.shape[1])
+            by_head = local if by_head is None else by_head + local
+        bias = self.biases(bias, by_head)
+        query_heads = query_mask
+        if self.heads > 1 and query_mask is not None:
+            query_heads = query_mask.repeat_interleave(self.heads, 0)
         if self.weights_tap.quantizer is None:
             drop = None
             if self.training and self.rate:
@@ -84,6 +99,12 @@ class Attention(nn.Module):
         if self.output is None or self.context_tap is None:
             return context
         return self.output(self.context_tap(context, mask=query_mask))
+
+    def biases(self, bias: Tensor, by_head: Tensor | None) -> Tensor:
+        """What `forward` adds to the scores, (1 or batch * heads, n, length)."""
+        if self.heads > 1 and len(bias) > 1:
+            bias = bias.repeat_interleave(self.heads, 0)
+        return bias if by_head is None else bias + by_head
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, n, hidden) -> (batch * heads, n, hidden / heads)"""

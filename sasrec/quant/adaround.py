@@ -8,6 +8,7 @@ trained with that method, and AdaRound is the last step: it rounds the trained w
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sasrec.config import within
 from sasrec.guardian import stop_if_orphaned
+from sasrec.models.events import Histories, ids
 from sasrec.models.taps import Linear, Place, Table, taps
 from sasrec.quant.attach import quantizers, recording
 from sasrec.quant.frozen import tensors
@@ -175,14 +177,14 @@ def learn_rounding(
     return rectified_sigmoid(v.detach())
 
 
-def enough(histories: list[Tensor], samples: int) -> list[Tensor]:
+def enough(histories: Sequence[Histories], samples: int) -> list[Histories]:
     """The first histories that hold `samples` real tokens, of each batch the same share."""
-    tokens = sum(int((batch != 0).sum()) for batch in histories)
+    tokens = sum(int((ids(batch) != 0).sum()) for batch in histories)
     share = min(1.0, samples / max(tokens, 1))
     return [batch[: max(1, math.ceil(share * len(batch)))] for batch in histories if len(batch)]
 
 
-def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, seed: int) -> None:
+def reconstruct(model: nn.Module, histories: Sequence[Histories], options: Options, seed: int) -> None:
     """Learn the rounding of every layer whose quantizer is an `AdaRound`, in the order of the forward pass, each on its
     inputs in the model as quantized so far. histories: (batch, length) each; the model is calibrated already.
 
@@ -195,33 +197,33 @@ def reconstruct(model: nn.Module, histories: list[Tensor], options: Options, see
     histories = enough(histories, options.samples)
     layers: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and isinstance(module.weight_tap.quantizer, AdaRound):
+        if isinstance(module, Linear | Table) and isinstance(module.weight_tap.quantizer, AdaRound):
             layers[name] = module
-        elif isinstance(module, Table) and isinstance(module.weight_tap.quantizer, AdaRound):
-            layers[STATES] = module
-    linears = [name for name in layers if name != STATES]
+    # The part of the states that each scoring table is multiplied with.
+    columns = {part.name.removesuffix(".weight"): part.columns for part in model.scoring_parts}  # type: ignore[union-attr]
+    tables = [name for name in layers if name in columns]
+    linears = [name for name in layers if name not in columns]
     with torch.no_grad(), recording(model, kinds=()):
         full = inputs_of(model, linears, histories)
-    order = [name for name in full if name in layers]
-    looked_up = STATES in layers and is_looked_up(model, layers[STATES], histories[0])
-    if looked_up:
-        order.insert(0, order.pop())
+    looked_up = {name for name in tables if is_looked_up(model, layers[name], histories[0])}
+    encoder = [name for name in full if name in layers]
+    order = [*(name for name in tables if name in looked_up), *encoder, *(name for name in tables if name not in looked_up)]
     for name in order:
         stop_if_orphaned()
         with torch.no_grad():
-            inputs = inputs_of(model, [name] if name != STATES else [], histories)[name]
+            inputs = inputs_of(model, [] if name in columns else [name], histories)
         layer, quantizer = layers[name], layers[name].weight_tap.quantizer
         weight = layer.weight.detach()
         h = learn_rounding(
             weight,
             layer.bias.detach() if isinstance(layer, Linear) else None,
             quantizer,
-            full[name],
-            inputs,
+            full[STATES][:, columns[name]] if name in columns else full[name],
+            inputs[STATES][:, columns[name]] if name in columns else inputs[name],
             options,
             generator,
             rectified=name.endswith(RECTIFIED),
-            looked_up=looked_up and name == STATES,
+            looked_up=name in looked_up,
         )
         quantizer.choose(weight, h >= 0.5)
     model.train(mode)

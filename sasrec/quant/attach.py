@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sasrec.config import QuantParams, from_mapping, unknown
 from sasrec.errors import UserError
+from sasrec.models.events import Histories
 from sasrec.models.taps import Place, taps
 from sasrec.quant.frozen import FrozenTensor, tensors
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
@@ -56,7 +57,9 @@ def width(place: Place, params: QuantParams) -> int:
     if params.preset == "paper" and (place.kind == "table" or place.scoring):
         return params.embedding_bits or EDGE_BITS if place.kind == "table" else max(EDGE_BITS, bits)
     if params.preset == "source":
-        return bits if any(fnmatchcase(place.name, pattern) for pattern in SOURCE_PLACES) else FULL_PRECISION
+        # Of a model of several encoders each has these places, under its name.
+        named = any(fnmatchcase(place.name, f"{prefix}{pattern}") for pattern in SOURCE_PLACES for prefix in ("", "*."))
+        return bits if named else FULL_PRECISION
     return bits
 
 
@@ -149,7 +152,7 @@ def recording(model: nn.Module, kinds: Iterable[str] = ("activation",)) -> Itera
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, histories: Iterable[Tensor]) -> None:
+def calibrate(model: nn.Module, histories: Iterable[Histories]) -> None:
     """Initialize the quantizers of activations from the full-precision model's values on training histories, each
     (batch, length). The model is left in the mode it was in."""
     mode = model.training

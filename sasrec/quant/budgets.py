@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from sasrec.config import QuantParams
+from sasrec.models.events import Histories
 from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, front, joint_rise, smallest_within
 
 
@@ -25,7 +26,7 @@ def assignments(
     model: nn.Module,
     validation: Validation,
     quant: QuantParams,
-    histories: list[Tensor],
+    histories: Sequence[Histories],
     full: float,
     costs: Sequence[Cost],
     match: Sequence[int] = (4,),

@@ -1,15 +1,18 @@
 """What goes into the layers of a model, for the methods that look at layers one by one after training."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from sasrec.models.events import Histories, ids
 from sasrec.models.taps import Table
 
 # The name of the final states, which are the inputs of the scoring table.
 STATES = "states"
 
 
-def inputs_of(model: nn.Module, names: list[str], histories: list[Tensor]) -> dict[str, Tensor]:
+def inputs_of(model: nn.Module, names: list[str], histories: Sequence[Histories]) -> dict[str, Tensor]:
     """What goes into the linear layers of those names, at real tokens: (n, features) each, in the order in which they run,
     and last, as STATES, what goes into the scoring table."""
     found: dict[str, list[Tensor]] = {}
@@ -24,7 +27,7 @@ def inputs_of(model: nn.Module, names: list[str], histories: list[Tensor]) -> di
     ]
     try:
         for batch in histories:
-            mask = batch != 0
+            mask = ids(batch) != 0
             keep(STATES, model.encode(batch))  # type: ignore[operator]
     finally:
         for hook in hooks:
@@ -33,7 +36,7 @@ def inputs_of(model: nn.Module, names: list[str], histories: list[Tensor]) -> di
 
 
 @torch.no_grad()
-def is_looked_up(model: nn.Module, table: Table, histories: Tensor) -> bool:
+def is_looked_up(model: nn.Module, table: Table, histories: Histories) -> bool:
     """Whether the encoder uses the table for its inputs."""
     uses: list[None] = []
     hook = table.weight_tap.register_forward_hook(lambda *_: uses.append(None))

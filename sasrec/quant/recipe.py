@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sasrec.config import QuantParams, TrainParams
 from sasrec.data.batches import epoch_batches
 from sasrec.distillation import Distillation
-from sasrec.models.sasrec import SASRec
+from sasrec.models.events import Histories, asked_by, gather
+from sasrec.models.registry import Model, untrained
 from sasrec.quant.attach import load_method
 from sasrec.quant.schedule import Schedule
 from sasrec.quant.sensitivity import mixed
@@ -44,20 +44,21 @@ class Run:
 class Outcome:
     """best_epoch: of the training that ended in the model, 0 where the start was best. ndcg: NDCG@10 on validation."""
 
-    model: SASRec
+    model: Model
     best_epoch: int
     ndcg: float
     rows: list[Row]
 
 
-def calibration(run: Run, model: SASRec) -> list[Tensor]:
+def calibration(run: Run, model: Model) -> list[Histories]:
     """Training histories (batch, length) that scales are set on."""
     batches = epoch_batches(run.store, model.params.max_len, run.train.batch_size, False, run.seed, 0, "shuffled").batches
     chosen = zip(batches, range(run.quant.calibration_batches), strict=False)
-    return [torch.from_numpy(batch.histories).to(run.device) for batch, _ in chosen]
+    asked = asked_by(model)
+    return [gather(run.store, batch.histories, batch.places, asked).to(run.device) for batch, _ in chosen]
 
 
-def quantize(run: Run, model: SASRec, method: str, options: Any) -> Outcome:
+def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
     """`model`, the trained one, quantized by `method` with the section `methods.<method>`, its quantizers in place.
 
     `quant.init: control` starts from the full-precision model trained on for as long, which is trained here first, by the
@@ -68,7 +69,7 @@ def quantize(run: Run, model: SASRec, method: str, options: Any) -> Outcome:
     model = model.to(run.device)
     teacher = model if run.quant.distill else None
     if run.quant.preset == "source":
-        run, model = replace(run, quant=replace(run.quant, init="scratch")), untied(model)
+        run, model = replace(run, quant=replace(run.quant, init="scratch")), untrained(model, tied=False)
     control_first = method != "control" and (
         run.quant.init == "control" or (run.quant.preset == "source" and not module.TRAINS)
     )
@@ -93,19 +94,28 @@ def quantize(run: Run, model: SASRec, method: str, options: Any) -> Outcome:
     return outcome
 
 
-def trained(run: Run, model: SASRec, method: str, options: Any, teacher: SASRec | None, resume: Path) -> Outcome:
+def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | None, resume: Path) -> Outcome:
     """`model`, or one of its shape from scratch, with the quantizers of `method` in place and trained, if it trains."""
     module, chosen = load_method(method, options)
     quant, train = run.quant, run.train
     if quant.init == "scratch" and module.TRAINS:
         torch.manual_seed(run.seed)
-        model = SASRec(model.params, model.items).to(run.device)
+        model = untrained(model)
         if quant.preset == "source":
             train = replace(train, epochs=SOURCE_EPOCHS)
     else:
         model = copy.deepcopy(model)
-        # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop.
-        train = replace(train, epochs=quant.epochs, lr=quant.lr, schedule="cosine", warmup=0.0, patience=quant.epochs + 1)
+        # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop; and no second task, whose head
+        # is gone and would have to be learned anew in these few steps.
+        train = replace(
+            train,
+            epochs=quant.epochs,
+            lr=quant.lr,
+            schedule="cosine",
+            warmup=0.0,
+            patience=quant.epochs + 1,
+            rating_weight=0.0,
+        )
     histories = calibration(run, model)
     if getattr(module, "QUANTIZES", True):
         quant = mixed(model, run.store, quant, histories, run.log)
@@ -130,8 +140,3 @@ def both(first: Callable[[int, int], None], second: Callable[[int], None]) -> Ca
         second(epoch)
 
     return on_epoch
-
-
-def untied(model: SASRec) -> SASRec:
-    """A model of the same shape with a scoring table of its own."""
-    return SASRec(replace(model.params, tied=False), model.items).to(next(model.parameters()).device)

@@ -1,12 +1,14 @@
 """When a training run is quantized, and to what width: from the start, after some epochs, or narrower step by step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sasrec.config import QuantParams
 from sasrec.errors import UserError
+from sasrec.models.events import Histories
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.training import Extras
@@ -42,7 +44,7 @@ class Schedule:
     """
 
     def __init__(
-        self, model: nn.Module, quant: QuantParams, method: Any, options: Any, histories: list[Tensor], epochs: int
+        self, model: nn.Module, quant: QuantParams, method: Any, options: Any, histories: Sequence[Histories], epochs: int
     ) -> None:
         """histories: (batch, length) each, to calibrate activations on. epochs: of the whole run; 0 for a method that does
         not train."""

@@ -14,6 +14,7 @@ from sasrec.errors import UserError
 from sasrec.evaluation import blocks
 from sasrec.guardian import stop_if_orphaned
 from sasrec.losses import CHUNK_ELEMENTS
+from sasrec.models.events import Histories, asked_by
 from sasrec.models.taps import Place, taps
 from sasrec.quant import attach
 from sasrec.quant.frozen import tensors
@@ -50,14 +51,15 @@ class Nearest:
 class Validation:
     """The validation items of some users, to take the loss of one model after another on."""
 
-    def __init__(self, store: Any, max_len: int, device: torch.device, users: int = USERS) -> None:
+    def __init__(self, store: Any, max_len: int, device: torch.device, users: int = USERS, asked: Sequence[str] = ()) -> None:
+        """asked: what the model wants to know of each event (`models.events.asked_by`)."""
         held = store.held("validation")
         chosen = np.unique(np.linspace(0, len(held.users) - 1, min(users, len(held.users))).round().astype(np.int64))
         part = replace(held, users=held.users[chosen], positions=held.positions[chosen])
         targets = np.asarray(store.items)[part.positions].astype(np.int64)
-        self.batches: list[tuple[Tensor, Tensor]] = [
-            (self._tensor(histories, device), self._tensor(targets[rows], device))
-            for rows, histories in blocks(store, part, max_len, 512)
+        self.batches: list[tuple[Histories, Tensor]] = [
+            (histories.to(device), self._tensor(targets[rows], device))
+            for rows, histories in blocks(store, part, max_len, 512, asked)
         ]
 
     @staticmethod
@@ -86,7 +88,7 @@ def measure(
     model: nn.Module,
     validation: Validation,
     quant: QuantParams,
-    histories: list[Tensor],
+    histories: Sequence[Histories],
     widths: Sequence[int],
     kinds: Sequence[str] = ("table", "weight", "activation"),
 ) -> tuple[float, list[Cost]]:
@@ -144,7 +146,7 @@ def front(costs: Sequence[Cost]) -> list[tuple[int, float, dict[str, int]]]:
 
 
 def mixed(
-    model: Any, store: Any, quant: QuantParams, histories: list[Tensor], log: Callable[[str], None] = print
+    model: Any, store: Any, quant: QuantParams, histories: Sequence[Histories], log: Callable[[str], None] = print
 ) -> QuantParams:
     """`quant` with the widths of weights and tables that `quant.budget_kb` or `quant.max_drop` asks for, as overrides; as it
     is where neither is set. Widths that `quant.overrides` gives stay.
@@ -154,7 +156,7 @@ def mixed(
     if quant.budget_kb is None and quant.max_drop is None:
         return quant
     device = next(model.parameters()).device
-    validation = Validation(store, model.params.max_len, device)
+    validation = Validation(store, model.params.max_len, device, asked=asked_by(model))
     full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"))
     costs = [cost for cost in costs if quant.overrides.get(cost.tensor, cost.bits) == cost.bits]
     found = front(costs)
@@ -175,7 +177,7 @@ def mixed(
 
 
 def joint_rise(
-    model: nn.Module, quant: QuantParams, histories: list[Tensor], chosen: dict[str, int], validation: Validation
+    model: nn.Module, quant: QuantParams, histories: Sequence[Histories], chosen: dict[str, int], validation: Validation
 ) -> float:
     """Validation loss with all weights and tables at the chosen widths, and activations at theirs, rounded to the nearest."""
     attach.attach(model, replace(quant, overrides={**chosen, **quant.overrides}), Nearest, None)
@@ -188,7 +190,7 @@ def joint_rise(
 def smallest_within(
     model: nn.Module,
     quant: QuantParams,
-    histories: list[Tensor],
+    histories: Sequence[Histories],
     found: list[tuple[int, float, dict[str, int]]],
     validation: Validation,
     full: float,

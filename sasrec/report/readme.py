@@ -26,7 +26,7 @@ DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
 TABLE = re.compile(r"(<!-- (table|widths|choices|beside): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 # Rows come in this order; what is not named here follows as it is stored.
 ORDER = (
-    "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "control",
+    "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "cafe", "control",
     "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround",
 )  # fmt: skip
 

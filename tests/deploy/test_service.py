@@ -163,7 +163,7 @@ def mutated(rng: random.Random) -> bytes:
         ["sku/3", 4],
         [["sku/1"], 2],
     ]
-    keys = ["history", "k", "exclude_seen", "allow", "block", "model", "x"]
+    keys = ["history", "ratings", "times", "k", "exclude_seen", "allow", "block", "model", "x"]
     body = {key: rng.choice(values) for key in rng.sample(keys, rng.randint(0, 5))}
     if rng.random() < 0.7:
         body["history"] = rng.choice([["sku/1", "sku/9"], ["a", 3], [], [["sku/1"], []]])

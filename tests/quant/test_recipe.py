@@ -49,11 +49,11 @@ def run(tmp_path: Path) -> Run:
     return Run(walks(), QUANT, TRAIN, 0, CPU, tmp_path / "resume.safetensors", "key", lambda line: None)
 
 
-def weights(model: SASRec) -> dict[str, Tensor]:
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if ".quantizer." not in name}
 
 
-def same(one: SASRec, other: SASRec) -> bool:
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     a, b = weights(one), weights(other)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

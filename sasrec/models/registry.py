@@ -1,0 +1,46 @@
+"""The kinds of models that `model.kind` names: from data, from a checkpoint, or another of the same shape."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from sasrec.config import ModelParams
+from sasrec.models.cafe import CAFE
+from sasrec.models.facts import Facts
+from sasrec.models.intents import item_intents
+from sasrec.models.sasrec import SASRec
+
+Model = SASRec | CAFE
+
+
+def of_data(params: ModelParams, items: int, categories: Sequence[Sequence[str]], facts: Facts | None = None) -> Model:
+    """A new model for data of so many items. categories: of the items 1, 2, ...; facts: what `model.side` has to know of the
+    data. Raises UserError where the data lacks what the model needs."""
+    if params.kind == "cafe":
+        return CAFE(params, item_intents(categories))
+    return SASRec(params, items, facts)
+
+
+def of_state(params: ModelParams, items: int, tensors: dict[str, Tensor]) -> Model:
+    """The model whose state is `tensors`."""
+    model = CAFE(params, tensors["intents"]) if params.kind == "cafe" else SASRec(params, items, Facts.of_state(tensors))
+    model.load_state_dict(tensors)
+    return model
+
+
+def untrained(model: Model, tied: bool | None = None) -> Model:
+    """A new model of the shape of `model`, on its device, but tied or not where that is said."""
+    params = model.params if tied is None else replace(model.params, tied=tied)
+    fresh = CAFE(params, model.intents) if isinstance(model, CAFE) else SASRec(params, model.items, model.facts)
+    return fresh.to(next(model.parameters()).device)
+
+
+def facts_of(model: Model) -> Facts:
+    """What the model knows of the data for `model.side`."""
+    return Facts() if isinstance(model, CAFE) else model.facts
+
+
+def encoders(model: Model) -> dict[str, SASRec]:
+    """The sequence encoders of a model, each a SASRec, by what the names of their tensors begin with."""
+    return {f"{name}." if name else "": part for name, part in model.named_modules() if isinstance(part, SASRec)}
