@@ -89,10 +89,11 @@ def session(path: Path, threads: int) -> InferenceSession:
 
 
 def given(encoder: InferenceSession, histories: Ids) -> dict[str, NDArray[Any]]:
-    """The inputs of an encoder: item ids, and of whatever else it takes of each event that it is not known."""
+    """The inputs of an encoder: item ids, and for whatever else it takes of each event the same number everywhere: times do not
+    depend on it, and ranges of what is not known, NaN, could not be calibrated."""
     others = {other.name: other.type for other in encoder.get_inputs() if other.name != "items"}
     types = {name: np.float64 if kind == "tensor(double)" else np.float32 for name, kind in others.items()}
-    return {"items": histories} | {name: np.full(histories.shape, np.nan, dtype) for name, dtype in types.items()}
+    return {"items": histories} | {name: np.ones(histories.shape, dtype) for name, dtype in types.items()}
 
 
 def by_sessions(encoder: InferenceSession, top_k: InferenceSession) -> Work:
