@@ -1,7 +1,7 @@
 """What a training step costs with everything quantized, against full precision in the same run.
 
-Steps of all methods are taken in turn, so that a busy machine slows all of them alike; the medians are compared. Nothing in
-the project uses it.
+Steps of all methods are taken in turn, on one thread and with the memory allocator of a training run; medians of the process's
+own CPU time are compared, so that what else the machine does counts little. Nothing in the project uses it.
 
     python -m tests.cost [ROUNDS]    # prints a line a method: an ML-1M-like step, and one with a table of 83,000 x 128
 """
@@ -16,6 +16,7 @@ import torch
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.data.batches import Batch
 from sasrec.models.sasrec import SASRec
+from sasrec.process import set_up
 from sasrec.quant.attach import attach, calibrate, load_method, own_training
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
@@ -24,11 +25,12 @@ METHODS = ("control", "ste", "lsq", "pact", "dorefa", "apot")
 
 
 def compare(items: int, hidden: int, loss: str, batch: int = 128, length: int = 50, rounds: int = 15) -> dict[str, float]:
-    """Median milliseconds of a step by method, at 8 bits. loss: of `train.loss`; BCE with one negative looks up rows alone."""
+    """Median CPU milliseconds of a step by method, at 8 bits. loss: of `train.loss`; BCE with one negative looks up rows
+    alone."""
     rng = np.random.default_rng(0)
     store = SmallStore([[1, 2, 3, 4]], items)
     ids = rng.integers(1, items + 1, (batch, length + 1))
-    drawn = Batch(ids[:, :-1], ids[:, 1:], np.zeros(batch, np.int64))
+    drawn = Batch(ids[:, :-1], ids[:, 1:], np.zeros((batch, length), np.int64))
     trainers = {}
     for method in METHODS:
         torch.manual_seed(0)
@@ -42,20 +44,20 @@ def compare(items: int, hidden: int, loss: str, batch: int = 128, length: int = 
     times: dict[str, list[float]] = {method: [] for method in METHODS}
     for number in range(rounds + 2):
         for method, trainer in trainers.items():
-            began = time.perf_counter()
+            began = time.process_time()
             result, _ = trainer._loss(drawn, np.random.default_rng(number))
             penalty = trainer.extras.penalty()
             trainer.optimizer.zero_grad()
             (result.loss if penalty is None else result.loss + penalty).backward()
             trainer.optimizer.step()
             if number > 1:
-                times[method].append(1000 * (time.perf_counter() - began))
+                times[method].append(1000 * (time.process_time() - began))
     return {method: statistics.median(values) for method, values in times.items()}
 
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    torch.set_num_threads(1)
+    set_up(1, "cpu")
     for name, found in {
         "3,416 items, hidden 64, bce": compare(3416, 64, "bce", rounds=rounds),
         "3,416 items, hidden 64, cross_entropy": compare(3416, 64, "cross_entropy", rounds=rounds),
