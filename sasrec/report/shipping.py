@@ -2,7 +2,7 @@
 the width it is stored and computed at."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def section(names: Sequence[str]) -> str:
     directory."""
     measured = {name: _rows(Path("plots/benchmark", f"{name}.csv")) for name in names}
     described = {name: _described(Path("data/evaluated", name, "tensors.json")) for name in names}
-    tensors = [_tensors(name, own) for name, own in described.items() if any(e["bits"] < 32 for e in own["tensors"].values())]
+    tensors = [_tensors(name, own) for name, own in described.items() if _is_quantized(own["tensors"].values())]
     return "\n".join([_latencies(measured), _processes(measured), *tensors])
 
 
@@ -92,10 +92,15 @@ def _processes(measured: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     return _table("Processes", caption, ("Variant", "Bytes on disk", "Load ms", "Resident MB"), rows)
 
 
+def _is_quantized(entries: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any tensor is; which row an item has in a smaller table is packed in full precision, too."""
+    return any(entry["bits"] < 32 for entry in entries if entry["kind"] != "index")
+
+
 def _tensors(variant: str, described: Mapping[str, Any]) -> str:
     rows = [
         [
-            name, f"{entry['bits']}", " x ".join(map(str, entry["shape"])), entry["compute"], entry["accumulator"],
+            name, f"{entry['bits']}", " x ".join(map(str, entry["shape"])), entry["compute"], entry.get("accumulator", "none"),
             f"{entry['bytes']:,}",
         ]
         for name, entry in described["tensors"].items()

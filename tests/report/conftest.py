@@ -76,8 +76,10 @@ def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None)
         "batch,encode_ms,score_ms,sequences_per_second,torch_ms,torch_compile_ms,bytes,resident_mb,load_ms,threads,flags\n"
         "1,1.5,0.2,588,3.25,,10000,61,13,1,avx2 avx512_vnni\n32,4,1,6400,9.75,,10000,61,13,1,avx2 avx512_vnni\n",
     )
-    entry = {"bits": 4, "shape": [31, 16], "compute": "int8", "accumulator": "int32", "bytes": 248}
+    entry = {"kind": "table", "bits": 4, "shape": [31, 16], "compute": "int8", "accumulator": "int32", "bytes": 248}
     tensors = {"item_table.weight": entry if quantized else {**entry, "bits": 32, "compute": "float32"}}
+    # Which row each item has in a smaller table is packed whether the model is quantized or not.
+    tensors["coarse.item_table.rows.0"] = {"kind": "index", "shape": [31], "bits": 4, "compute": "none", "bytes": 16}
     products = {"scoring": "int8" if quantized else "float32"}
     described = {"tensors": tensors, "activations": {"final": 8} if quantized else {}, "products": products}
     write_json(Path("data/evaluated", name, "tensors.json"), described | {"float_operators": {"Softmax": 2, "Add": 9}})

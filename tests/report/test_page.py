@@ -217,7 +217,8 @@ def test_the_page_says_how_the_models_run_and_compute(page: str) -> None:
     assert "lsq 10000 13 61" in text
     assert "item_table.weight 4 31 x 16 int8 int32 248" in text
     assert "Activations: 8 bits. Left in float32: 2 Softmax, 9 Add; matrix products: none." in text
-    assert "lsq: 1 stored tensors, one by one" in text and "sasrec: 1 stored" not in text
+    assert "coarse.item_table.rows.0 4 31 none none 16" in text
+    assert "lsq: 2 stored tensors, one by one" in text and "sasrec: 2 stored" not in text
 
 
 def test_a_model_that_evaluate_did_not_describe_is_named(folder: Path, study: Study) -> None:
