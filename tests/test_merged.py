@@ -272,7 +272,7 @@ def test_the_documents_show_a_merged_reference_once_it_exists(make: Make) -> Non
     merge(make("a", WHOLE | {"ptq": 1.0, "lsq": 0.5}, quant={"bits": 4}))
     text = filled(places, Path("README.md"))
     assert text.count("![Quality against bytes, a line a method](metrics/reference/bits/quality.png)") == 2
-    assert "On real data ([bits](metrics/reference/README.md), 40 users and 30 items):" in text
+    assert "On real data ([bits](metrics/reference/README.md): 40 users, 30 items, 1 seed):" in text
     assert "| 4 | every tensor | lsq |" in text and "| 4 | all | **lsq** | 1 | 1.00 kB |" in text
     assert "1 parts, 0.0 hours in all with 1 thread of x" in text
     assert "](bits/quality.png)" in filled(places, Path("metrics/reference/README.md"))

@@ -174,7 +174,9 @@ def choices(path: Path, document: Path) -> str:
     """The figure of a merged reference, and which method to choose at each width."""
     content = read_json(path)
     card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
-    lead = f"On real data ([{path.stem}]({table_of}), {card['users']:,} users and {card['items']:,} items):\n\n"
+    seeds = min(row["seeds"] for name, row in content["variants"].items() if name not in BASELINES)
+    facts = f"{card['users']:,} users, {card['items']:,} items, {seeds} seed{'s' if seeds > 1 else ''}"
+    lead = f"On real data ([{path.stem}]({table_of}): {facts}):\n\n"
     return lead + picture(path, document) + grid.short_table(grid.load(content))
 
 
