@@ -41,9 +41,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def save_model(folder: Path, model: Model, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write `model.safetensors` and `model.json` (the model's parameters and `card`) into `folder`."""
+    """Write `model.safetensors` and `model.json` (the model's parameters and `card`) into `folder`. A card of another model,
+    from which this one was made, says nothing of its shape."""
     save_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "model.json", {"model": dataclasses.asdict(model.params), "items": model.items, **card})
+    shape = {"model": dataclasses.asdict(model.params), "items": model.items}
+    write_json(folder / "model.json", {**shape, **card, **shape})
 
 
 def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sasrec.checkpoint import load_model, save_model
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.distillation import Distillation, SoftCrossEntropy
 from sasrec.errors import UserError
+from sasrec.models.registry import untrained
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
@@ -219,6 +221,15 @@ def test_the_source_study_trains_untied_from_scratch(run: Run, trained: SASRec, 
     # What is rounded after training is the model that was trained the same way.
     assert same(outcomes["ptq"].model, outcomes["control"].model)
     assert len(attach.quantizers(outcomes["lsq"].model)) == 4
+
+
+def test_an_untied_model_is_saved_as_such_with_the_card_of_the_tied_one(run: Run, trained: SASRec, tmp_path: Path) -> None:
+    save_model(tmp_path / "tied", trained, trained.state_dict(), {"z": 1})
+    _, card = load_model(tmp_path / "tied")
+    own = untrained(trained, tied=False)
+    save_model(tmp_path / "own", own, own.state_dict(), card)
+    again, card = load_model(tmp_path / "own")
+    assert not again.params.tied and card["z"] == 1 and same(again, own)
 
 
 def test_tables_round_by_chance_in_training_alone(run: Run, trained: SASRec) -> None:
