@@ -234,7 +234,7 @@ def test_intents_softmax_by_hand() -> None:
     """Scores of two intents: m g = 0 and ln 3, so that P = 1/4 and 3/4."""
     model, made = tiny("cross_entropy")
     loss = made.of_intents(torch.tensor([[math.log(3.0)], [math.log(3.0)]]), torch.tensor([1, 2]), np.array([0, 0]), rng())
-    assert float(loss) == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+    assert loss.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
 
 
 @pytest.mark.parametrize("loss", ["bce", "gbce", "bpr"])
