@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from sasrec.config import BenchmarkParams, ModelParams, from_mapping
 from sasrec.deploy.artefact import sizes
 from sasrec.deploy.recommender import Recommender
+from sasrec.machine import processor_flags
 from sasrec.models import registry
 from sasrec.models.facts import Facts, item_categories
 from sasrec.models.registry import Model
 from sasrec.peers import Ids, K, Work, by_onnxruntime, by_runtime, by_torch, chunks
 
-# What decides how fast integers are multiplied.
-FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 PEERS = ("torch", "torch_compile", "onnxruntime_fp32", "onnxruntime_dynamic", "onnxruntime_static")
 # How often a work is done in a row while others wait: the first time finds the caches as the others left them.
 IN_A_ROW = 3
@@ -55,15 +54,6 @@ def times_ms(
                 work()
                 times[name].append((clock() - began) * 1000)
     return {name: np.array(own) for name, own in times.items()}
-
-
-def processor_flags(path: Path = Path("/proc/cpuinfo")) -> str:
-    """Which of FLAGS this processor has, separated by blanks; empty where the system does not say."""
-    if not path.exists():
-        return ""
-    lines = (line.partition(":")[2].split() for line in path.read_text().splitlines() if line.startswith("flags"))
-    found = set(next(lines, []))
-    return " ".join(flag for flag in FLAGS if flag in found)
 
 
 def loading(folder: Path) -> dict[str, float]:

@@ -16,7 +16,6 @@ quality against bytes, or adds them to the one that NAME is already, and draws m
 import argparse
 import importlib.metadata
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from sasrec import merging, reference
 from sasrec.config import Study
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
+from sasrec.machine import processor
 from sasrec.protocol import PROTOCOLS
 from sasrec.report.figures import write_figure
 from sasrec.report.results import BASELINE_SEED, BASELINES
@@ -38,13 +38,6 @@ from sasrec.report.widths_figure import quality_against_bytes
 from stages.common import PARAMS, read_study
 
 PACKAGES = ("torch", "numpy", "pandas", "dvc")
-
-
-def processor() -> str:
-    """The CPU's own name, where the system tells it."""
-    path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", path.read_text()) if path.exists() else None
-    return found[1] if found else platform.processor()
 
 
 def notes(file: str | None) -> dict[str, Any]:

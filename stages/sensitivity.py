@@ -11,12 +11,12 @@ from pathlib import Path
 
 from sasrec.checkpoint import load_model
 from sasrec.config import QuantParams, Study
-from sasrec.data.batches import epoch_batches
 from sasrec.data.sequences import Sequences
 from sasrec.files import write_text
-from sasrec.models.events import asked_by, gather
+from sasrec.models.events import asked_by
 from sasrec.process import set_up
 from sasrec.quant.budgets import Assignment, assignments
+from sasrec.quant.calibration import calibration
 from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, measure
 from stages.common import run
 
@@ -59,13 +59,8 @@ def main(study: Study) -> None:
     store = Sequences.load(Path("data/prepared"))
     model, _ = load_model(Path("data/models", quant.model, str(seed)))
     model.to(device)
-    batches = epoch_batches(store, model.params.max_len, train.batch_size, False, seed, 0, "shuffled").batches
-    asked = asked_by(model)
-    histories = [
-        gather(store, batch.histories, batch.places, asked).to(device)
-        for batch, _ in zip(batches, range(quant.calibration_batches), strict=False)
-    ]
-    validation = Validation(store, model.params.max_len, device, asked=asked)
+    histories = calibration(store, model, train.batch_size, quant.calibration_batches, seed, device)
+    validation = Validation(store, model.params.max_len, device, asked=asked_by(model))
     full, stored = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"))
     _, activations = measure(model, validation, quant, histories, SHOWN, ("activation",))
     write_text(Path("plots/sensitivity.csv"), alone([*stored, *activations]))

@@ -9,7 +9,6 @@ the README shows that table.
 import argparse
 import csv
 import io
-import platform
 import sys
 import tempfile
 import time
@@ -19,27 +18,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sasrec.benchmarking import loading, measured, processor_flags
-from sasrec.config import ModelParams, QuantParams
+from sasrec.benchmarking import PEERS, loading, measured
+from sasrec.config import QuantParams
 from sasrec.deploy.artefact import Item, export
 from sasrec.deploy.recommender import Recommender
 from sasrec.errors import UserError
 from sasrec.files import write_text
+from sasrec.machine import processor, processor_flags
 from sasrec.models.sasrec import SASRec
 from sasrec.peers import Work, by_onnxruntime, by_torch
 from sasrec.process import set_up
 from sasrec.quant.attach import attach, calibrate, freeze, load_method
+from sasrec.report.shapes import SHAPES
 
 TABLE = Path("metrics/reference/shapes.csv")
-# S: MovieLens-1M as the SASRec paper has it. M: a shop. L: a large one, with long histories.
-SHAPES = {
-    "S": (ModelParams(hidden=50, max_len=50, blocks=2), 3_416),
-    "M": (ModelParams(hidden=128, max_len=50, blocks=3), 83_000),
-    "L": (ModelParams(hidden=256, max_len=200, blocks=2), 1_000_000),
-}
-OTHERS = ("torch", "torch_compile", "onnxruntime_fp32", "onnxruntime_dynamic", "onnxruntime_static")
 COLUMNS = (
-    "shape", "bits", "batch", "encode_ms", "score_ms", "all_ms", "all_p99_ms", *(f"{name}_ms" for name in OTHERS),
+    "shape", "bits", "batch", "encode_ms", "score_ms", "all_ms", "all_p99_ms", *(f"{name}_ms" for name in PEERS),
     "bytes", "float32_bytes", "load_ms", "resident_mb", "widened", "cpu", "flags",
 )  # fmt: skip
 
@@ -86,16 +80,10 @@ def rows_of(shape: str, bits: int, batches: Sequence[int], repeats: int, others:
             row |= {"all_p99_ms": f"{np.percentile(times['all'], 99):.3f}", "bytes": str(size), "float32_bytes": str(full)}
             row |= {name: f"{value:.0f}" for name, value in facts.items()}
             share = f"{model.widened / model.shortlisted:.3f}" if model.shortlisted else ""
-            row |= {"widened": share, "cpu": cpu(), "flags": processor_flags()}
+            row |= {"widened": share, "cpu": processor(), "flags": processor_flags()}
             rows.append(row)
             print(", ".join(f"{key} {value}" for key, value in row.items() if value), flush=True)
     return rows
-
-
-def cpu(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def read() -> dict[tuple[str, ...], dict[str, str]]:

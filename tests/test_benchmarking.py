@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sasrec.benchmarking import PEERS, processor_flags, times_ms
+from sasrec.benchmarking import PEERS, times_ms
 from sasrec.config import ModelParams
+from sasrec.machine import processor, processor_flags
 from sasrec.models.sasrec import SASRec
 from sasrec.peers import by_onnxruntime, by_torch
 from sasrec.report.shapes import shapes
@@ -52,9 +53,11 @@ def test_peers_rank_as_the_network_does(model: SASRec) -> None:
         assert np.mean(shared) >= 7, name
 
 
-def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
+def test_name_and_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
-    path.write_text("processor : 0\nflags\t\t: fpu avx2 avx512_vnni\nprocessor : 1\nflags\t\t: fpu\n")
+    first = "processor : 0\nmodel name\t: Some CPU: 2\nflags\t\t: fpu avx2 avx512_vnni\n"
+    path.write_text(first + "processor : 1\nmodel name\t: Another\nflags\t\t: fpu\n")
+    assert processor(path) == "Some CPU: 2" and processor(tmp_path / "nothing")
     assert processor_flags(path) == "avx2 avx512_vnni"
     assert processor_flags(tmp_path / "nothing") == ""
 

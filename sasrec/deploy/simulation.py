@@ -113,13 +113,7 @@ class IntegerAttention(nn.Module):
         by_head: Tensor | None = None,
     ) -> Tensor:
         own = self.inner
-        query = own._split(own.query_tap(own.query(queries)))
-        key = own._split(own.key_tap(own.key(keys)))
-        value = own._split(own.value_tap(own.value(keys)))
-        if own.locality is not None:
-            local = own.locality(value, query.shape[1])
-            by_head = local if by_head is None else by_head + local
-        bias = own.biases(bias, by_head)
+        query, key, value, bias = own.projected(queries, keys, bias, mask, query_mask, by_head)
         shrunk = self.scales["query"] * query.new_tensor(query.shape[-1] ** -0.5)
         scores = self._integers(query, "query") @ self._integers(key, "key").transpose(1, 2)
         weights = own.weights_tap(softmax(scores * (shrunk * self.scales["key"]) + bias))

@@ -76,13 +76,7 @@ class Attention(nn.Module):
         """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
         bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
         tokens. by_head: (batch * heads, n, length), added to the scores, too, and learned. Returns (batch, n, hidden)."""
-        query = self._split(self.query_tap(self.query(queries), mask=query_mask))  # (batch * heads, n, head_dim)
-        key = self._split(self.key_tap(self.key(keys), mask=mask))
-        value = self._split(self.value_tap(self.value(keys), mask=mask))
-        if self.locality is not None:
-            local = self.locality(value, query.shape[1])
-            by_head = local if by_head is None else by_head + local
-        bias = self.biases(bias, by_head)
+        query, key, value, bias = self.projected(queries, keys, bias, mask, query_mask, by_head)
         query_heads = query_mask
         if self.heads > 1 and query_mask is not None:
             query_heads = query_mask.repeat_interleave(self.heads, 0)
@@ -99,6 +93,25 @@ class Attention(nn.Module):
         if self.output is None or self.context_tap is None:
             return context
         return self.output(self.context_tap(context, mask=query_mask))
+
+    def projected(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        mask: Tensor | None,
+        query_mask: Tensor | None,
+        by_head: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the attention is worked out from, of the arguments of `forward`: query (batch * heads, n, head_dim), key and
+        value (batch * heads, length, head_dim), and all that is added to the scores, (1 or batch * heads, n, length)."""
+        query = self._split(self.query_tap(self.query(queries), mask=query_mask))
+        key = self._split(self.key_tap(self.key(keys), mask=mask))
+        value = self._split(self.value_tap(self.value(keys), mask=mask))
+        if self.locality is not None:
+            local = self.locality(value, query.shape[1])
+            by_head = local if by_head is None else by_head + local
+        return query, key, value, self.biases(bias, by_head)
 
     def biases(self, bias: Tensor, by_head: Tensor | None) -> Tensor:
         """What `forward` adds to the scores, (1 or batch * heads, n, length)."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from sasrec.config import QuantParams, TrainParams
-from sasrec.data.batches import epoch_batches
 from sasrec.distillation import Distillation
-from sasrec.models.events import Histories, asked_by, gather
+from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained
 from sasrec.quant.attach import load_method
+from sasrec.quant.calibration import calibration
 from sasrec.quant.schedule import Schedule
 from sasrec.quant.sensitivity import mixed
 from sasrec.training import Row, Trainer
@@ -50,14 +50,6 @@ class Outcome:
     rows: list[Row]
 
 
-def calibration(run: Run, model: Model) -> list[Histories]:
-    """Training histories (batch, length) that scales are set on."""
-    batches = epoch_batches(run.store, model.params.max_len, run.train.batch_size, False, run.seed, 0, "shuffled").batches
-    chosen = zip(batches, range(run.quant.calibration_batches), strict=False)
-    asked = asked_by(model)
-    return [gather(run.store, batch.histories, batch.places, asked).to(run.device) for batch, _ in chosen]
-
-
 def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
     """`model`, the trained one, quantized by `method` with the section `methods.<method>`, its quantizers in place.
 
@@ -85,7 +77,7 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
         outcome = trained(run, model, after, chosen.after_options, teacher, run.resume)
         module.take_over(outcome.model)
     if hasattr(module, "reconstruct") and getattr(module, "reconstructs", lambda _: True)(chosen):
-        module.reconstruct(outcome.model, calibration(run, outcome.model), chosen, run.seed)
+        module.reconstruct(outcome.model, _histories(run, outcome.model), chosen, run.seed)
         ndcg = Trainer(outcome.model, run.store, run.train, run.seed, device=run.device).validate()[2]
         run.log(f"reconstructed: validation NDCG@10 {ndcg:.4f}")
         outcome = replace(outcome, ndcg=ndcg)
@@ -116,7 +108,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
             patience=quant.epochs + 1,
             rating_weight=0.0,
         )
-    histories = calibration(run, model)
+    histories = _histories(run, model)
     if getattr(module, "QUANTIZES", True):
         quant = mixed(model, run.store, quant, histories, run.log)
     if not module.TRAINS:
@@ -130,6 +122,10 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
     trainer = Trainer(model, run.store, train, run.seed, device=run.device, extras=extras, validate_start=True)
     progress = trainer.run(resume, f"{method} {run.key}", run.log)
     return Outcome(model, progress.best_epoch, progress.best_ndcg, progress.rows)
+
+
+def _histories(run: Run, model: Model) -> list[Histories]:
+    return calibration(run.store, model, run.train.batch_size, run.quant.calibration_batches, run.seed, run.device)
 
 
 def both(first: Callable[[int, int], None], second: Callable[[int], None]) -> Callable[[int, int], None]:

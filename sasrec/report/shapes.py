@@ -4,12 +4,14 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from sasrec.config import ModelParams
 from sasrec.errors import UserError
 
+# S: MovieLens-1M as the SASRec paper has it. M: a shop. L: a large one, with long histories. And the number of items.
 SHAPES = {
-    "S": "hidden 50, length 50, 2 blocks, 3,416 items",
-    "M": "hidden 128, length 50, 3 blocks, 83,000 items",
-    "L": "hidden 256, length 200, 2 blocks, 1,000,000 items",
+    "S": (ModelParams(hidden=50, max_len=50, blocks=2), 3_416),
+    "M": (ModelParams(hidden=128, max_len=50, blocks=3), 83_000),
+    "L": (ModelParams(hidden=256, max_len=200, blocks=2), 1_000_000),
 }
 
 
@@ -34,7 +36,11 @@ def shapes(path: Path) -> str:
             f"| {row['shape']} | {row['bits']} | {smaller:.1f} | {row['batch']} | {' | '.join(times)} | {faster:.1f} |"
         )
     processors = "; ".join(dict.fromkeys(f"{row['cpu']} ({row['flags']})" for row in rows))
-    described = "; ".join(f"{name}: {text}" for name, text in SHAPES.items() if any(row["shape"] == name for row in rows))
+    described = "; ".join(
+        f"{name}: hidden {params.hidden}, length {params.max_len}, {params.blocks} blocks, {items:,} items"
+        for name, (params, items) in SHAPES.items()
+        if any(row["shape"] == name for row in rows)
+    )
     return "\n".join(lines) + f"\n\n{described}. One thread of {processors}.\n"
 
 
