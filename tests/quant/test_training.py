@@ -28,7 +28,9 @@ LEARNED: list[tuple[str, dict[str, Any], set[str]]] = [
     ("apot", {"lr": 0.01}, {"log_alpha"}),
 ]
 methods = pytest.mark.parametrize(
-    ("method", "options", "learned"), LEARNED, ids=[f"{name}{'+' * bool(options.get('offset'))}" for name, options, _ in LEARNED]
+    ("method", "options", "learned"),
+    LEARNED,
+    ids=[f"{name}{'+' * bool(options.get('offset'))}" for name, options, _ in LEARNED],
 )
 
 
