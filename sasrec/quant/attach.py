@@ -29,7 +29,8 @@ BATCH_SAMPLE = 25_000
 
 
 class Method(Protocol):
-    """What a module `sasrec/quant/<method>.py` provides."""
+    """What a module `sasrec/quant/<method>.py` provides; `binary(place, bits, per_row)`, too, where it has a way of its own
+    for 1 bit."""
 
     Options: type
     TRAINS: bool  # whether the model is trained on with the quantizers in place
@@ -90,7 +91,7 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
         rows = {"weight": params.weights, "table": params.table, "activation": "per_tensor"}[place.kind]
         per_row = rows == "per_row"
         if bits == 1:
-            quantizer: Quantizer | None = BinaryQuantizer(place, bits, per_row)
+            quantizer: Quantizer | None = getattr(method, "binary", BinaryQuantizer)(place, bits, per_row)
         else:
             quantizer = method.build(place, bits, per_row, options)
         if quantizer is None:
