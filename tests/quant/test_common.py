@@ -129,6 +129,20 @@ def test_gather_then_quantize_is_quantize_then_gather(
             assert torch.equal(quantizer(values[ids], ids), whole[ids])
 
 
+@cases
+@every_kind
+@pytest.mark.parametrize("per_row", [True, False])
+def test_one_scale_a_row_or_one_for_all(build: Build, method: str, options: dict[str, Any], kind: str, per_row: bool) -> None:
+    """Rows of different widths, of which one scale for all rounds the narrow ones to one or two values and a scale each does not."""
+    values = shape(torch.randn(8, 64) * torch.logspace(0, -3, 8)[:, None], kind)
+    quantizer = build(method, 4, kind, values=values, per_row=per_row, **options)
+    scale = quantizer.grid(None if kind == "activation" else values).scale
+    own = per_row and kind != "activation"
+    assert scale.shape == ((8, 1) if own else ())
+    if kind != "activation":
+        assert (len(grid_values(quantizer, values)[-1].unique()) > 2) == own
+
+
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("features", [16, 67])
 def test_one_bit_is_sign_and_mean(build: Build, per_row: bool, features: int) -> None:
