@@ -133,7 +133,7 @@ def test_gather_then_quantize_is_quantize_then_gather(
 @every_kind
 @pytest.mark.parametrize("per_row", [True, False])
 def test_one_scale_a_row_or_one_for_all(build: Build, method: str, options: dict[str, Any], kind: str, per_row: bool) -> None:
-    """Rows of different widths, of which one scale for all rounds the narrow ones to one or two values and a scale each does not."""
+    """Rows of different widths: one scale for all rounds the narrowest to two values at most, a scale each does not."""
     values = shape(torch.randn(8, 64) * torch.logspace(0, -3, 8)[:, None], kind)
     quantizer = build(method, 4, kind, values=values, per_row=per_row, **options)
     scale = quantizer.grid(None if kind == "activation" else values).scale
