@@ -209,3 +209,34 @@ def test_order_is_that_of_the_forward_pass(
     layers = [*attention, "feed_forward.inner", "feed_forward.outer"]
     linears = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
     assert seen == (["item_table.weight", *linears] if tied else [*linears, "output_table.weight"])
+
+
+def test_each_layer_learns_on_what_the_layers_before_it_give(
+    quantized: Callable[..., SASRec], model: SASRec, histories: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its target is the full-precision layer on full-precision inputs; its own inputs are those of the model as rounded so far,
+    in which the layers before it already have other codes than the nearest."""
+    live = quantized("adaround", 3)
+    names = [name for name, module in live.named_modules() if isinstance(module, Linear)]
+    by_weight = {live.get_submodule(name).weight.data_ptr(): name for name in names}  # type: ignore[union-attr, operator]
+    with torch.no_grad(), attach.recording(live, kinds=()):
+        full_precision = inputs_of(live, names, [histories])
+    with torch.no_grad():
+        nearest = inputs_of(live, names, [histories])
+    moved: list[str] = []
+
+    def record(
+        weight: Tensor, bias: object, quantizer: AdaRound, full: Tensor, inputs: Tensor, *_: object, **__: object
+    ) -> Tensor:
+        name = by_weight.get(weight.data_ptr())
+        if name is not None:
+            with torch.no_grad():
+                now = inputs_of(live, [name], [histories])[name]
+            assert torch.equal(full, full_precision[name]) and torch.equal(inputs, now)
+            assert not torch.equal(inputs, full)
+            moved.extend([name] if not torch.equal(inputs, nearest[name]) else [])
+        return (torch.arange(weight.numel()) % 2).view_as(weight).float()  # anything but the nearest
+
+    monkeypatch.setattr("sasrec.quant.adaround.learn_rounding", record)
+    reconstruct(live, [histories], Options(), seed=0)
+    assert moved == names
