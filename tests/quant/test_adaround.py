@@ -218,7 +218,7 @@ def test_each_layer_learns_on_what_the_layers_before_it_give(
     in which the layers before it already have other codes than the nearest."""
     live = quantized("adaround", 3)
     names = [name for name, module in live.named_modules() if isinstance(module, Linear)]
-    by_weight = {live.get_submodule(name).weight.data_ptr(): name for name in names}  # type: ignore[union-attr, operator]
+    by_weight = {live.get_submodule(name).weight.data_ptr(): name for name in names}  # type: ignore[operator]
     with torch.no_grad(), attach.recording(live, kinds=()):
         full_precision = inputs_of(live, names, [histories])
     with torch.no_grad():

@@ -80,12 +80,15 @@ def test_what_is_learned_is_in_the_optimizer_and_moves(
 
 
 @methods
-def test_a_later_width_is_learned_by_the_same_optimizer(method: str, options: dict[str, Any], learned: set[str]) -> None:
+@pytest.mark.parametrize("tables", [2, 1])
+def test_a_later_width_is_learned_by_the_same_optimizer(
+    method: str, options: dict[str, Any], learned: set[str], tables: int
+) -> None:
     """Quantizers of a later phase are initialized when it begins; what they learn with is what the optimizer has known."""
-    model, trainer = trainer_of(method, options, QuantParams(bits=2, progressive=(4,)))
+    model, trainer = trainer_of(method, options, QuantParams(bits=2, embedding_bits=tables, progressive=(4,)))
     trainer.epoch(1)
     trainer.extras.on_epoch(1, TRAIN.epochs)  # the second phase begins
-    assert {quantizer.bits for quantizer in attach.quantizers(model).values()} == {2}
+    assert {quantizer.bits for quantizer in attach.quantizers(model).values()} == {2, tables}
     start = {name: parameter.detach().clone() for name, parameter in own_parameters(model).items()}
     trainer.epoch(2)
     known = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
