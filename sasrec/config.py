@@ -315,7 +315,8 @@ class QuantParams:
     model: str = "sasrec"
     # checkpoint: the trained model; control: that model trained on for as long in full precision; scratch: nothing.
     init: Literal["checkpoint", "control", "scratch"] = "checkpoint"
-    # all: every tensor at its width; paper: first and last layer at 8 bits; source: as the study that this one redoes.
+    # all: every tensor at its width; paper: first and last layer, and the stream between, at 8 bits; source: as the study
+    # that this one redoes.
     preset: Literal["all", "paper", "source"] = "all"
     epochs: int = 5
     lr: float = 2e-4

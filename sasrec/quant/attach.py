@@ -18,17 +18,19 @@ from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 from sasrec.training import Extras
 
 FULL_PRECISION = 32
-# Bits of the first and the last layer under `quant.preset: paper`.
+# Bits of the first and the last layer, and of the stream between layers, under `quant.preset: paper`.
 EDGE_BITS = 8
-# What `quant.preset: source` quantizes: the outputs of the embedding, of each block, and of the last norm.
-SOURCE_PLACES = ("embedding", "blocks.*.output", "final")
+# The stream of states that blocks read and add to: the outputs of the embedding, of each block, and of the last norm. It is
+# what `quant.preset: source` quantizes, and what `paper` does not.
+STREAM = ("embedding", "blocks.*.output", "final")
 # Values of an activation kept of each calibration batch; more do not change a scale visibly, and the search for the least
 # squared error costs 50 passes.
 BATCH_SAMPLE = 25_000
 
 
 class Method(Protocol):
-    """What a module `sasrec/quant/<method>.py` provides."""
+    """What a module `sasrec/quant/<method>.py` provides; `binary(place, bits, per_row)`, too, where it has a way of its own
+    for 1 bit."""
 
     Options: type
     TRAINS: bool  # whether the model is trained on with the quantizers in place
@@ -47,19 +49,23 @@ def width(place: Place, params: QuantParams) -> int:
     """Bits of the tensor at `place`: its override, else what `quant.preset` says of it, else the width of its kind, else
     `quant.bits`.
 
-    paper: the first and the last layer keep 8 bits, as quantization papers have it: the tables, which are both, and what
-    enters the scoring. source: only the three activations that the study this one redoes quantized.
+    paper: what quantization papers quantize has that width: the weights of the layers between, and what enters their
+    products. The first and the last layer keep 8 bits: the tables, which are both, and what enters the scoring. So does the
+    stream that the blocks add to: papers leave sums over skip connections in full precision, and quantize the inputs of the
+    layers that read them, which have places of their own here. source: only the stream, as the study that this one redoes.
     """
     if place.name in params.overrides:
         return params.overrides[place.name]
     own = {"weight": params.weight_bits, "activation": params.activation_bits, "table": params.embedding_bits}
     bits = params.bits if own[place.kind] is None else int(own[place.kind] or 0)
-    if params.preset == "paper" and (place.kind == "table" or place.scoring):
-        return params.embedding_bits or EDGE_BITS if place.kind == "table" else max(EDGE_BITS, bits)
+    # Of a model of several encoders each has these places, under its name.
+    stream = any(fnmatchcase(place.name, f"{prefix}{pattern}") for pattern in STREAM for prefix in ("", "*."))
+    if params.preset == "paper" and place.kind == "table":
+        return params.embedding_bits or EDGE_BITS
+    if params.preset == "paper" and (place.scoring or stream):
+        return max(EDGE_BITS, bits)
     if params.preset == "source":
-        # Of a model of several encoders each has these places, under its name.
-        named = any(fnmatchcase(place.name, f"{prefix}{pattern}") for pattern in SOURCE_PLACES for prefix in ("", "*."))
-        return bits if named else FULL_PRECISION
+        return bits if stream else FULL_PRECISION
     return bits
 
 
@@ -85,7 +91,7 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
         rows = {"weight": params.weights, "table": params.table, "activation": "per_tensor"}[place.kind]
         per_row = rows == "per_row"
         if bits == 1:
-            quantizer: Quantizer | None = BinaryQuantizer(place, bits, per_row)
+            quantizer: Quantizer | None = getattr(method, "binary", BinaryQuantizer)(place, bits, per_row)
         else:
             quantizer = method.build(place, bits, per_row, options)
         if quantizer is None:

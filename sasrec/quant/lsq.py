@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sasrec.config import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
-from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, inside, least_squares, mse_scale
+from sasrec.quant.quantizer import SMALLEST_SCALE, BinaryQuantizer, Quantizer, by_row, inner, inside, least_squares, mse_scale
 
 TRAINS = True
 
@@ -173,5 +173,52 @@ class LSQ(Quantizer):
         return Grid.uniform(self.bits, self.low + zero, self.high + zero, self.log_step.detach().exp())
 
 
+class LearnedSign(torch.autograd.Function):
+    """v -> sign(v) s, or sign(chosen) s; the sign of 0 is +. d/ds = sign, d/dv as in `quantizer.Sign`: 1 where |v| <= 1."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, step: Tensor, chosen: Tensor | None, gradient_scale: float) -> Tensor:
+        quantized = torch.where((v if chosen is None else chosen) >= 0, step, -step)
+        ctx.save_for_backward(v, quantized, step)
+        ctx.gradient_scale = gradient_scale
+        return quantized
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        v, quantized, step = ctx.saved_tensors
+        to_step = inner(gradient, quantized, step) / step
+        return gradient * (v.abs() <= 1), to_step * ctx.gradient_scale, None, None
+
+
+class BinaryLSQ(BinaryQuantizer):
+    """1 bit: sign(w) s. The step starts at mean|w|, the best for those signs, and is learned as at more bits (Qp = 1)."""
+
+    def __init__(self, place: Place, bits: int, per_row: bool) -> None:
+        super().__init__(place, bits, per_row)
+        self.shared_scale = None  # learned, not taken from the weights
+        self.log_step = nn.Parameter(torch.zeros(self.scale_shape))
+        self.gradient_scale = (place.features if self.per_row else place.features * place.rows) ** -0.5
+
+    @torch.no_grad()
+    def initialize(self, values: Tensor) -> None:
+        mean = by_row(values, self.per_row).abs().mean(1).clamp_min(SMALLEST_SCALE)
+        self.log_step.copy_(mean.log().reshape(self.scale_shape))
+
+    def refresh(self, values: Tensor) -> None:
+        """Nothing: no statistic is kept."""
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        step = self.of_rows(self.log_step.exp(), rows)
+        return LearnedSign.apply(x.float(), step, self.chosen(x, step), self.gradient_scale).to(x.dtype)
+
+    def grid(self, values: Tensor | None = None) -> Grid:
+        return self.signs(self.log_step.detach().exp())
+
+
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
     return LSQ(place, bits, per_row, options)
+
+
+def binary(place: Place, bits: int, per_row: bool) -> Quantizer:
+    return BinaryLSQ(place, bits, per_row)

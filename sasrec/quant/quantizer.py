@@ -263,8 +263,8 @@ class Sign(torch.autograd.Function):
 
 
 class BinaryQuantizer(Quantizer):
-    """1 bit, the same for every method: sign(w) mean|w| (Rastegari et al. 2016, arXiv 1603.05279), with the gradient passed
-    straight through to w where |w| <= 1 (section 3.1). The sign of 0 is +."""
+    """1 bit, the same for every method but LSQ, which learns the scale: sign(w) mean|w| (Rastegari et al. 2016, arXiv
+    1603.05279), with the gradient passed straight through to w where |w| <= 1 (section 3.1). The sign of 0 is +."""
 
     shared_scale: Tensor | None
 
@@ -286,15 +286,22 @@ class BinaryQuantizer(Quantizer):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         scale = self._scale(x)
+        return Sign.apply(x.float(), scale, self.chosen(x, scale)).to(x.dtype)
+
+    def chosen(self, x: Tensor, scale: Tensor) -> Tensor | None:
+        """What the signs are taken from where rounding is stochastic: + with probability (1 + w / scale) / 2, because the two
+        levels are 2 scale apart. None where it is not."""
         noise = self.noise(x)
-        # + with probability (1 + w / scale) / 2 where rounding is stochastic: the two levels are 2 scale apart.
-        chosen = None if noise is None else x + (2 * noise - 1) * scale
-        return Sign.apply(x.float(), scale, chosen).to(x.dtype)
+        return None if noise is None else x + (2 * noise - 1) * scale
 
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None
-        levels = torch.tensor([-1.0, 1.0], device=values.device)
-        return Grid(1, levels, self._scale(values), torch.zeros((), device=values.device))
+        return self.signs(self._scale(values))
+
+    @staticmethod
+    def signs(scale: Tensor) -> Grid:
+        """-scale and scale."""
+        return Grid(1, torch.tensor([-1.0, 1.0], device=scale.device), scale, torch.zeros((), device=scale.device))
 
     def codes(self, values: Tensor) -> Tensor:
         return (values >= 0).to(torch.uint8)

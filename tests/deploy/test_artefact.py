@@ -163,6 +163,23 @@ def test_sizes_count_packed_bits_and_scales(tmp_path: Path) -> None:
     assert found.bits == pytest.approx((entries * 2 + weights * 4) / (entries + weights))
 
 
+@pytest.mark.parametrize("method", ["lsq", "ste"])
+@pytest.mark.parametrize("table", ["per_row", "per_tensor"])
+def test_tables_of_one_bit_ship_as_one_bit(method: str, table: str, tmp_path: Path) -> None:
+    """Packed eight to a byte, with a scale a row, and scored as simulated."""
+    frozen = quantize(method, 8, {}, embedding_bits=1, table=table)
+    model = build()
+    export(tmp_path / "m", model, frozen, CATALOGUE, {})
+    # 16 bits a row of items and of positions; a scale each of 2 and of 4 bytes, or one of 4 for the table.
+    items, positions = ITEMS + 1, 8
+    scales = 2 * items + 4 * positions if table == "per_row" else 4 + 4
+    assert sizes(tmp_path / "m").embedding_bytes == 16 // 8 * (items + positions) + scales
+    agreement = Agreement(Simulation(model, frozen), Recommender.load(tmp_path / "m"))
+    scores, expected = agreement.exported(histories()), agreement.simulated(histories())
+    assert agreement.steps <= 1 and agreement.same_users >= 63
+    assert int(((scores - expected).abs() <= 1e-5 * expected.abs().max()).all(1).sum()) >= 63
+
+
 @pytest.mark.parametrize(("bits", "times"), [(8, 3.4), (4, 5.0), (2, 7.0)])
 def test_the_size_of_a_model_of_hidden_50(bits: int, times: float, tmp_path: Path) -> None:
     """MovieLens-1M's 3,416 items, two blocks, length 50, against float32."""

@@ -46,6 +46,37 @@ def test_annealing() -> None:
     assert [exponent(0.2), exponent(0.6), exponent(1.0)] == pytest.approx([20, 11, 2])
 
 
+# BRECQ (github.com/yhhhli/BRECQ, quant/adaptive_rounding.py and the round loss of quant/layer_recon.py): V at which weights of
+# step 0.25 start; h, the loss at beta and its gradient to V, and what is rounded to {-4, ..., 3} steps, softly and hard.
+WEIGHTS = [-0.83, -0.31, -0.12, 0.02, 0.17, 0.26, 0.49, 0.95]
+STARTS = [0.61904, 0.92799, 0.06669, -1.7346, 0.61904, -2.02438, 2.02438, 1.09861]
+CHOICES = [-3.0, -1.5, -0.4, 0.0, 0.3, 0.9, 2.0, 4.0]
+SOFT = [0.0, 0.118911, 0.381575, 0.5, 0.589331, 0.753139, 0.956957, 1.0]
+ROUND_LOSS: dict[float, tuple[float, list[float]]] = {
+    20.0: (5.83039, [0, 0.04111, 0, 0, 0, -2e-05, -0.91116, 0]),
+    8.0: (5.39512, [0, 0.42787, 0.00019, 0, -3e-05, -0.03364, -1.07349, 0]),
+    2.0: (4.23951, [0, 0.54565, 0.27315, 0, -0.20964, -0.49939, -0.46058, 0]),
+}
+HARD = [-1.0, -0.5, -0.25, 0.25, 0.25, 0.5, 0.5, 0.75]
+
+
+def test_agrees_with_a_public_implementation() -> None:
+    scaled = torch.tensor(WEIGHTS) / 0.25
+    torch.testing.assert_close(starting_point(scaled - scaled.floor()), torch.tensor(STARTS), rtol=1e-4, atol=1e-4)
+    v = torch.tensor(CHOICES, requires_grad=True)
+    h = rectified_sigmoid(v)
+    torch.testing.assert_close(h.detach(), torch.tensor(SOFT), rtol=0, atol=1e-5)
+    for beta, (loss, to_v) in ROUND_LOSS.items():
+        found = regularization(h, beta)
+        assert float(found.detach()) == pytest.approx(loss, abs=1e-4)
+        (gradient,) = torch.autograd.grad(found, v, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.tensor([float(x) for x in to_v]), rtol=0, atol=2e-5)
+    quantizer = AdaRound(Place("x", "weight", True, 8, 1), 3, False)
+    quantizer.scale.fill_(0.25)
+    quantizer.choose(torch.tensor([WEIGHTS]), h[None] >= 0.5)
+    assert quantizer(torch.tensor([WEIGHTS])).tolist() == [HARD]
+
+
 def layer(bits: int = 4) -> tuple[AdaRound, Tensor, Tensor]:
     """A layer of 16 x 24 and correlated inputs, with which rounding to the nearest is far from the best."""
     weight = torch.randn(16, 24)
@@ -178,3 +209,34 @@ def test_order_is_that_of_the_forward_pass(
     layers = [*attention, "feed_forward.inner", "feed_forward.outer"]
     linears = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
     assert seen == (["item_table.weight", *linears] if tied else [*linears, "output_table.weight"])
+
+
+def test_each_layer_learns_on_what_the_layers_before_it_give(
+    quantized: Callable[..., SASRec], model: SASRec, histories: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its target is the full-precision layer on full-precision inputs; its own inputs are those of the model as rounded so far,
+    in which the layers before it already have other codes than the nearest."""
+    live = quantized("adaround", 3)
+    names = [name for name, module in live.named_modules() if isinstance(module, Linear)]
+    by_weight = {live.get_submodule(name).weight.data_ptr(): name for name in names}  # type: ignore[operator]
+    with torch.no_grad(), attach.recording(live, kinds=()):
+        full_precision = inputs_of(live, names, [histories])
+    with torch.no_grad():
+        nearest = inputs_of(live, names, [histories])
+    moved: list[str] = []
+
+    def record(
+        weight: Tensor, bias: object, quantizer: AdaRound, full: Tensor, inputs: Tensor, *_: object, **__: object
+    ) -> Tensor:
+        name = by_weight.get(weight.data_ptr())
+        if name is not None:
+            with torch.no_grad():
+                now = inputs_of(live, [name], [histories])[name]
+            assert torch.equal(full, full_precision[name]) and torch.equal(inputs, now)
+            assert not torch.equal(inputs, full)
+            moved.extend([name] if not torch.equal(inputs, nearest[name]) else [])
+        return (torch.arange(weight.numel()) % 2).view_as(weight).float()  # anything but the nearest
+
+    monkeypatch.setattr("sasrec.quant.adaround.learn_rounding", record)
+    reconstruct(live, [histories], Options(), seed=0)
+    assert moved == names

@@ -116,3 +116,34 @@ def test_zero_rows_of_a_table_stay_zero(build: Build, per_row: bool) -> None:
     w = torch.randn(8, 32) + 1
     w[0] = 0
     assert (build("apot", 4, "table", values=w, per_row=per_row)(w)[0] == 0).all()
+
+
+# The authors' code (github.com/yhhhli/APoT_Quantization, CIFAR10/models/quant_layer.py): weight_quantization on V with alpha
+# 1.25, and act_quantization on U with alpha 1.5, both under weights of 1, 2, ..., 8: values and d/dalpha. (d/dv of weights
+# is not compared: their code passes it on beyond the clip, which the paper's equation does not.)
+V = [-1.7, -1.05, -0.6, -0.2, 0.15, 0.45, 0.85, 1.6]
+U = [0.03, 0.3, 0.55, 0.9, 1.2, 1.6, 3.0, 0.7]
+AUTHORS: dict[tuple[int, bool], tuple[list[float], float]] = {
+    (3, True): ([-1.25, -1.25, -0.625, -0.3125, 0.0, 0.3125, 0.625, 1.25], 3.74),
+    (4, True): ([-1.25, -1.0, -0.5, -0.25, 0.125, 0.5, 0.75, 1.25], 6.74),
+    (5, True): ([-1.25, -0.9375, -0.625, -0.208333, 0.15625, 0.46875, 0.859375, 1.25], 7.26083),
+    (2, False): ([0.0, 0.375, 0.375, 0.75, 1.5, 1.5, 1.5, 0.75], 13.59667),
+    (3, False): ([0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.5, 0.6], 12.54667),
+    (4, False): ([0.03125, 0.28125, 0.5625, 1.0, 1.125, 1.5, 1.5, 0.75], 13.28417),
+}
+
+
+@pytest.mark.parametrize("case", AUTHORS, ids=str)
+def test_agrees_with_the_authors_code(case: tuple[int, bool]) -> None:
+    bits, signed = case
+    own = torch.tensor(levels(bits, signed), dtype=torch.float32)
+    x = torch.tensor(V if signed else U, requires_grad=True)
+    alpha = torch.tensor(1.25 if signed else 1.5, requires_grad=True)
+    table = own[nearest_table(own)]
+    out = ReparameterizedClip.apply(x, alpha, torch.ones(()), None, table, int(own[0]), int(own[-1]))
+    values, wanted = AUTHORS[case]
+    torch.testing.assert_close(out.detach(), torch.tensor(values), rtol=0, atol=1e-5)
+    to_alpha, to_x = torch.autograd.grad((out * torch.arange(1.0, 9.0)).sum(), (alpha, x))
+    assert float(to_alpha) == pytest.approx(wanted, abs=1e-4)
+    if not signed:
+        assert to_x.tolist() == [1, 2, 3, 4, 5, 0, 0, 8]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sasrec.config import ModelParams, QuantParams
+from sasrec.errors import UserError
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
@@ -128,6 +129,20 @@ def test_gather_then_quantize_is_quantize_then_gather(
             assert torch.equal(quantizer(values[ids], ids), whole[ids])
 
 
+@cases
+@every_kind
+@pytest.mark.parametrize("per_row", [True, False])
+def test_one_scale_a_row_or_one_for_all(build: Build, method: str, options: dict[str, Any], kind: str, per_row: bool) -> None:
+    """Rows of different widths: one scale for all rounds the narrowest to two values at most, a scale each does not."""
+    values = shape(torch.randn(8, 64) * torch.logspace(0, -3, 8)[:, None], kind)
+    quantizer = build(method, 4, kind, values=values, per_row=per_row, **options)
+    scale = quantizer.grid(None if kind == "activation" else values).scale
+    own = per_row and kind != "activation"
+    assert scale.shape == ((8, 1) if own else ())
+    if kind != "activation":
+        assert (len(grid_values(quantizer, values)[-1].unique()) > 2) == own
+
+
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("features", [16, 67])
 def test_one_bit_is_sign_and_mean(build: Build, per_row: bool, features: int) -> None:
@@ -143,6 +158,46 @@ def test_one_bit_is_sign_and_mean(build: Build, per_row: bool, features: int) ->
     values[0, :2] = torch.tensor([1.5, -0.5])
     binary(values.requires_grad_()).sum().backward()
     assert values.grad is not None and values.grad[0, :2].tolist() == [0, 1]
+
+
+@cases
+@pytest.mark.parametrize("table", ["per_row", "per_tensor"])
+def test_a_model_with_tables_of_one_bit(
+    quantized: Callable[..., SASRec],
+    model: SASRec,
+    histories: Tensor,
+    method: str,
+    options: dict[str, Any],
+    table: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside an encoder of 8 bits: two values a row, or one pair for all, and what is frozen is what was live, with LSQ's step
+    off the mean that it started at."""
+    monkeypatch.setattr(Grid, "with_half_scales", lambda self: self)
+    plain = copy.deepcopy(model)
+    live = quantized(method, 8, options, embedding_bits=1, table=table)
+    quantizer = attach.quantizers(live)["item_table.weight"]
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.add_(0.3)
+    frozen = attach.freeze(live)
+    assert bool(list(quantizer.parameters())) == (method == "lsq")
+    assert frozen["item_table.weight"].grid.levels.tolist() == [-1, 1]
+    rows = live.item_table.all().detach().abs()
+    mean = live.item_table.weight.detach().abs().mean(*([1, True] if table == "per_row" else []))
+    torch.testing.assert_close(rows, (mean * (1.3498588 if method == "lsq" else 1)).expand_as(rows))  # e^0.3
+    plain.load_state_dict({name: tensor for name, tensor in live.state_dict().items() if ".quantizer." not in name})
+    thaw(plain, frozen)
+    with torch.no_grad():
+        assert torch.equal(live.encode(histories), plain.encode(histories))
+        assert torch.equal(live.item_table.all(), plain.item_table.all())
+
+
+def test_activations_and_weights_of_one_bit_are_refused(quantized: Callable[..., SASRec]) -> None:
+    with pytest.raises(UserError, match="quant.overrides.final: an activation takes 2 to 8 bits, not 1"):
+        quantized("lsq", 8, overrides={"final": 1})
+    with pytest.raises(ValueError, match="weight_bits must be between 2 and 8"):
+        QuantParams(weight_bits=1)
 
 
 @cases

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sasrec.quant.lsq import LSQ, LearnedOffset, LearnedStep
+from sasrec.models.taps import Place
+from sasrec.quant.lsq import LSQ, BinaryLSQ, LearnedOffset, LearnedSign, LearnedStep
 from sasrec.quant.quantizer import Quantizer
 
 Build = Callable[..., Quantizer]
@@ -156,3 +157,39 @@ def test_start_of_lsq_plus_weights(build: Build) -> None:
     scale = build("lsq", 4, "weight", values=values, start="paper", offset=True).grid().scale
     mean, deviation = values.mean(1, keepdim=True), values.std(1, keepdim=True, correction=0)
     torch.testing.assert_close(scale, torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs()) / 8)
+
+
+def test_gradient_scale_of_step_and_offset(build: Build) -> None:
+    """LSQ+ has LSQ's g = 1 / sqrt(N Qp) on both, N the features of a token."""
+    values = torch.randn(50, 8) + 0.4
+    quantizer = build("lsq", 3, values=values.flatten(), offset=True)
+    assert isinstance(quantizer, LSQ) and quantizer.offset is not None and quantizer.unit is not None
+    quantizer(values).sum().backward()
+    step = quantizer.log_step.detach().exp().requires_grad_()
+    beta = (quantizer.offset.detach() * quantizer.unit).requires_grad_()
+    LearnedOffset.apply(values, step, beta, quantizer._zero_point(), -4, 3, 1.0).sum().backward()
+    assert step.grad is not None and beta.grad is not None and beta.grad != 0
+    g = (8 * 3) ** -0.5
+    torch.testing.assert_close(quantizer.log_step.grad, step.grad * step.detach() * g)
+    torch.testing.assert_close(quantizer.offset.grad, beta.grad * quantizer.unit * g)
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_one_bit_learns_its_step(per_row: bool) -> None:
+    """sign(w) s from mean|w|; d/ds is the sign of each weight, times g = 1 / sqrt(N), d/dw passes where |w| <= 1."""
+    values = torch.tensor([[0.5, -0.1, 0.0, 1.5], [-0.4, -0.4, 0.2, -1.2]], requires_grad=True)
+    quantizer = BinaryLSQ(Place("x", "table", True, 4, 2), 1, per_row)
+    quantizer.initialize(values)
+    mean = values.detach().abs().mean(1, keepdim=True) if per_row else values.detach().abs().mean()
+    signs = torch.tensor([[1.0, -1, 1, 1], [-1, -1, 1, -1]])
+    torch.testing.assert_close(quantizer(values), signs * mean)
+    weights = torch.arange(1.0, 9.0).reshape(2, 4)
+    (quantizer(values) * weights).sum().backward()
+    assert values.grad is not None and quantizer.log_step.grad is not None
+    assert values.grad.tolist() == [[1, 2, 3, 0], [5, 6, 7, 0]]
+    to_step = (signs * weights).sum(1, keepdim=True) if per_row else (signs * weights).sum()
+    torch.testing.assert_close(quantizer.log_step.grad, to_step * mean * (4 if per_row else 8) ** -0.5)
+    step = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: LearnedSign.apply(values.detach().double(), s, None, 1.0), step)
+    ids = torch.tensor([[1, 0], [1, 1]])
+    assert torch.equal(quantizer(values[ids], ids), quantizer(values)[ids])

@@ -74,6 +74,13 @@ def test_penalty_is_on_alpha_alone(build: Build) -> None:
     assert not list(build("pact", 4, "weight", values=values.reshape(40, 100)).parameters())
 
 
+@pytest.mark.parametrize(("bits", "decay"), [(2, 1e-2), (3, 1e-4), (8, 1e-4)])
+def test_fewer_bits_decay_more(build: Build, bits: int, decay: float) -> None:
+    pact = build("pact", bits, values=torch.randn(4000))
+    alpha, penalty = float(pact.grid().scale) * pact.high, pact.penalty()
+    assert penalty is not None and float(penalty.detach()) == pytest.approx(decay * alpha**2)
+
+
 def test_decay_pulls_a_clip_that_clips_nothing_in(build: Build) -> None:
     values = torch.rand(400) - 0.5
     pact = build("pact", 4, values=values)

@@ -204,7 +204,8 @@ def widths(trained: SASRec, **quant: Any) -> dict[str, int]:
 
 def test_presets(trained: SASRec) -> None:
     paper = widths(trained, bits=2, preset="paper", overrides={"blocks.0.output": 6})
-    assert {name for name, bits in paper.items() if bits == 8} == {"item_table.weight", "position_table.weight", "final"}
+    stream = {"embedding", "blocks.1.output", "final"}
+    assert {name for name, bits in paper.items() if bits == 8} == {"item_table.weight", "position_table.weight", *stream}
     assert paper.pop("blocks.0.output") == 6 and set(paper.values()) == {2, 8}
     assert widths(trained, bits=2, preset="paper", embedding_bits=4)["item_table.weight"] == 4
     source = widths(trained, bits=8, preset="source")

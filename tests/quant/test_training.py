@@ -1,0 +1,120 @@
+"""What a real optimizer does to the quantizers: the Trainer's, on a model with all of them in place."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.models.sasrec import SASRec
+from sasrec.quant import attach
+from sasrec.quant.schedule import Schedule
+from sasrec.training import Trainer
+from tests.conftest import SmallStore
+
+HISTORIES = [torch.tensor([[0, 0, 1, 2, 3, 4], [8, 9, 10, 11, 12, 13], [30, 31, 32, 33, 34, 35]])]
+TRAIN = TrainParams(loss="cross_entropy", epochs=2, batch_size=16, min_batches=4, lr=0.01, schedule="constant", warmup=0.0)
+
+# The trained methods, with the parameters that their papers learn; PACT without its L2 term, which would move any alpha.
+LEARNED: list[tuple[str, dict[str, Any], set[str]]] = [
+    ("ste", {}, set()),
+    ("lsq", {"lr": 0.01}, {"log_step"}),
+    ("lsq", {"lr": 0.01, "offset": True}, {"log_step", "offset"}),
+    ("pact", {"lr": 0.01, "decay": 0.0}, {"log_alpha"}),
+    ("dorefa", {}, set()),
+    ("apot", {"lr": 0.01}, {"log_alpha"}),
+]
+methods = pytest.mark.parametrize(
+    ("method", "options", "learned"),
+    LEARNED,
+    ids=[f"{name}{'+' * bool(options.get('offset'))}" for name, options, _ in LEARNED],
+)
+
+
+def trainer_of(method: str, options: dict[str, Any], quant: QuantParams) -> tuple[SASRec, Trainer]:
+    """A model of random but sizable weights with everything quantized, and what trains it."""
+    torch.manual_seed(3)
+    model = SASRec(ModelParams(max_len=6, hidden=16, blocks=2, heads=2, dropout=0.0, attention_output=True), 40)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(10)
+    rng = np.random.default_rng(0)
+    store = SmallStore([rng.integers(1, 41, 12).tolist() for _ in range(40)], 40)
+    module, chosen = attach.load_method(method, options)
+    schedule = Schedule(model, quant, module, chosen, HISTORIES, TRAIN.epochs)
+    return model, Trainer(model, store, TRAIN, 0, device=torch.device("cpu"), extras=schedule.extras(0))
+
+
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Of the quantizers in place."""
+    found = {}
+    for name, quantizer in attach.quantizers(model).items():
+        found.update({f"{name}/{own}": parameter for own, parameter in quantizer.named_parameters()})
+    return found
+
+
+@methods
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_what_is_learned_is_in_the_optimizer_and_moves(
+    method: str, options: dict[str, Any], learned: set[str], bits: int
+) -> None:
+    model, trainer = trainer_of(method, options, QuantParams(bits=bits))
+    before = {name: parameter.detach().clone() for name, parameter in own_parameters(model).items()}
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    assert {name.rsplit("/", 1)[1] for name in before} == learned
+    trainer.epoch(1)
+    groups = trainer.optimizer.param_groups
+    after = own_parameters(model)
+    assert after.keys() == before.keys()
+    # Those of the quantizers that compute now, each once, and in the group of its own rate.
+    assert sorted(map(id, after.values())) == (sorted(map(id, groups[1]["params"])) if learned else [])
+    assert all(group["weight_decay"] == 0 and group["lr"] == options["lr"] for group in groups[1:])
+    still = [name for name, parameter in after.items() if torch.equal(parameter, before[name])]
+    assert not still
+    # And so does every weight behind its rounding.
+    assert not [name for name, value in weights.items() if torch.equal(model.get_parameter(name), value)]
+
+
+@methods
+@pytest.mark.parametrize("tables", [2, 1])
+def test_a_later_width_is_learned_by_the_same_optimizer(
+    method: str, options: dict[str, Any], learned: set[str], tables: int
+) -> None:
+    """Quantizers of a later phase are initialized when it begins; what they learn with is what the optimizer has known."""
+    model, trainer = trainer_of(method, options, QuantParams(bits=2, embedding_bits=tables, progressive=(4,)))
+    trainer.epoch(1)
+    trainer.extras.on_epoch(1, TRAIN.epochs)  # the second phase begins
+    assert {quantizer.bits for quantizer in attach.quantizers(model).values()} == {2, tables}
+    start = {name: parameter.detach().clone() for name, parameter in own_parameters(model).items()}
+    trainer.epoch(2)
+    known = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    moved = own_parameters(model)
+    assert {id(parameter) for parameter in moved.values()} <= known
+    assert not [name for name, parameter in moved.items() if torch.equal(parameter, start[name])]
+
+
+@methods
+def test_one_bit_tables_learn(method: str, options: dict[str, Any], learned: set[str]) -> None:
+    """Signs and scales of rows follow the loss, beside an encoder of 8 bits."""
+    model, trainer = trainer_of(method, options, QuantParams(bits=8, embedding_bits=1))
+    table = model.item_table
+    before = table.all().detach().clone()
+    trainer.epoch(1)
+    after = table.all().detach()
+    assert not torch.equal(after.abs(), before.abs())  # scales
+    assert not torch.equal(after.sign(), before.sign())
+    assert {len(row.abs().unique()) for row in after} == {1}
+
+
+def test_rates_of_both_groups_follow_the_schedule() -> None:
+    """A method's own rate is relative to the weights' along the whole schedule."""
+    params = dataclasses.replace(TRAIN, schedule="cosine", epochs=2)
+    _, trainer = trainer_of("lsq", {"lr": 0.05}, QuantParams(bits=4))
+    trainer.params = params
+    trainer.epoch(2)
+    weights, own = (group["lr"] for group in trainer.optimizer.param_groups)
+    assert 0 < weights < params.lr and own / weights == pytest.approx(0.05 / params.lr)
