@@ -320,6 +320,7 @@ class QuantParams:
     preset: Literal["all", "paper", "source"] = "all"
     epochs: int = 5
     lr: float = 2e-4
+    dropout: float | None = None  # of the training with quantizers, and of the control's; None: the model's
     table: Literal["per_row", "per_tensor"] = "per_row"
     weights: Literal["per_row", "per_tensor"] = "per_row"
     calibration_batches: int = 8
@@ -341,6 +342,7 @@ class QuantParams:
                 within(f"overrides.{tensor}", bits, 1, 8)
         within("epochs", self.epochs, 0)
         within("calibration_batches", self.calibration_batches, 1)
+        within("dropout", self.dropout, 0, 0.95)
         within("distill", self.distill, 0, 1)
         within("delay_epochs", self.delay_epochs, 0)
         widths = self.progressive or ()

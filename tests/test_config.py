@@ -71,6 +71,7 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (QuantParams, "quant", {"activation_bits": 16}, "quant.activation_bits must be between 2 and 8, not 16"),
         (QuantParams, "quant", {"embedding_bits": 0}, "quant.embedding_bits must be between 1 and 8, not 0"),
         (QuantParams, "quant", {"preset": "papers"}, "did you mean 'paper'?"),
+        (QuantParams, "quant", {"dropout": 1.0}, "quant.dropout must be between 0 and 0.95, not 1.0"),
         (QuantParams, "quant", {"distill": 1.5}, "quant.distill must be between 0 and 1, not 1.5"),
         (QuantParams, "quant", {"delay_epochs": -1}, "quant.delay_epochs must be at least 0, not -1"),
         (QuantParams, "quant", {"progressive": [4, 8]}, "quant.progressive must fall from width to width, not 4, 8"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -29,11 +30,18 @@ def of_state(params: ModelParams, items: int, tensors: dict[str, Tensor]) -> Mod
     return model
 
 
-def untrained(model: Model, tied: bool | None = None) -> Model:
-    """A new model of the shape of `model`, on its device, but tied or not where that is said."""
-    params = model.params if tied is None else replace(model.params, tied=tied)
+def untrained(model: Model, **changes: Any) -> Model:
+    """A new model of the shape of `model`, on its device. changes: of its parameters, such as tied=False."""
+    params = replace(model.params, **changes)
     fresh = CAFE(params, model.intents) if isinstance(model, CAFE) else SASRec(params, model.items, model.facts)
     return fresh.to(next(model.parameters()).device)
+
+
+def with_dropout(model: Model, rate: float) -> Model:
+    """A copy of `model` that is trained with another rate of dropout."""
+    fresh = untrained(model, dropout=rate)
+    fresh.load_state_dict(model.state_dict())
+    return fresh
 
 
 def facts_of(model: Model) -> Facts:

@@ -11,7 +11,7 @@ import torch
 from sasrec.config import QuantParams, TrainParams
 from sasrec.distillation import Distillation
 from sasrec.models.events import Histories
-from sasrec.models.registry import Model, untrained
+from sasrec.models.registry import Model, untrained, with_dropout
 from sasrec.quant.attach import load_method
 from sasrec.quant.calibration import calibration
 from sasrec.quant.schedule import Schedule
@@ -92,11 +92,12 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
     quant, train = run.quant, run.train
     if quant.init == "scratch" and module.TRAINS:
         torch.manual_seed(run.seed)
-        model = untrained(model)
+        model = untrained(model, **({} if quant.dropout is None else {"dropout": quant.dropout}))
         if quant.preset == "source":
             train = replace(train, epochs=SOURCE_EPOCHS)
     else:
-        model = copy.deepcopy(model)
+        rate = quant.dropout if module.TRAINS else None
+        model = copy.deepcopy(model) if rate is None else with_dropout(model, rate)
         # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop; and no second task, whose head
         # is gone and would have to be learned anew in these few steps.
         train = replace(

@@ -105,7 +105,7 @@ def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRe
 
 
 @pytest.mark.parametrize(
-    "quant", [{"delay_epochs": 2}, {"progressive": (8,), "bits": 3}, {"distill": 0.5}, {"init": "control"}]
+    "quant", [{"delay_epochs": 2}, {"progressive": (8,), "bits": 3}, {"distill": 0.5}, {"dropout": 0.0}, {"init": "control"}]
 )
 def test_a_killed_run_ends_with_the_same_bits(
     run: Run, trained: SASRec, quant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -135,6 +135,20 @@ def test_a_start_from_the_control_is_the_control(run: Run, trained: SASRec) -> N
     started = make(run, trained, "lsq", init="control", epochs=4)
     assert not same(started.model, control.model) and not same(started.model, trained)
     assert not list(run.resume.parent.glob("*control*"))
+
+
+def test_dropout_of_its_own_for_whatever_trains(run: Run, trained: SASRec) -> None:
+    """The control's, too; what does not train stays the model it was, and the model that was given is left as it is."""
+    as_the_model = make(run, trained, "control", dropout=trained.params.dropout)
+    assert same(as_the_model.model, make(run, trained, "control").model)
+    for method in ("control", "lsq"):
+        less = make(run, trained, method, dropout=0.0)
+        assert not same(less.model, make(run, trained, method).model)
+        rates = {module.rate for module in less.model.modules() if hasattr(module, "rate")}
+        assert less.model.params.dropout == 0 and rates == {0}
+    assert make(run, trained, "ptq", dropout=0.0).model.params == trained.params
+    assert make(run, trained, "lsq", init="scratch", dropout=0.0).model.params.dropout == 0
+    assert trained.params.dropout == 0.1
 
 
 def test_the_divergence_and_its_gradients() -> None:
