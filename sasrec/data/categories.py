@@ -4,15 +4,15 @@ A list is what JSON, Python, numpy or PostgreSQL write for one: ["A", "B"], ['A'
 lists, such as Amazon's paths, count as one list. A name may hold any character in a list, and is not split further.
 
 Text outside a list is split where `dataset.category_separator` says, or, where that is empty, at what the column itself shows:
-`|`, else `;`, wherever they occur; else `>` or `,` if most of the parts that they separate occur in more than one combination.
-So `Action,Drama` beside `Drama,Comedy` is two categories, and `Clothing, Shoes & Jewelry` is one.
+`|`, else `>`, wherever they occur; else `;` or `,` if most of the parts that they separate occur in more than one combination.
+So `Action,Drama` beside `Drama,Comedy` is two categories; `Clothing, Shoes & Jewelry` and `Toys &amp; Games` are one each.
 """
 
 import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ Categories = dict[str, tuple[str, ...]]
 # How programs write that there is none, besides nothing at all; the last is MovieLens's.
 MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "\\N", "(no genres listed)"))
 
-SURE, LIKELY = ("|", ";"), (">", ",")
+SURE, LIKELY = ("|", ">"), (";", ",")
 WORDS = {"comma": ",", "pipe": "|", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
 
 TOKEN = re.compile(
@@ -82,10 +82,10 @@ def parsed(codes: Array, cells: Sequence[str], separator: str | None) -> tuple[l
                 lists[i] = own
         except ValueError as error:
             raise BadCategory(str(error), cell, int(np.flatnonzero(codes == i)[0])) from None
-    plain = [cell for i, cell in enumerate(cells) if i not in lists]
+    plain = [cell for i, cell in enumerate(cells) if i not in lists and cell not in MISSING]
     by = recognised(plain) if separator is None else "" if separator == "none" else WORDS.get(separator, separator)
     names = [named(lists[i] if i in lists else cell.split(by) if by else [cell]) for i, cell in enumerate(cells)]
-    if separator is None and by in LIKELY:
+    if separator is None and by not in ("", "|"):
         return names, f"categories are split at '{by}'; if that is part of their names, set dataset.category_separator to none"
     return names, ""
 
@@ -121,7 +121,7 @@ def elements(cell: str) -> list[str] | None:
         return list(tokens(cell))
 
 
-def flat(value: Any) -> Any:
+def flat(value: Any) -> Iterator[str]:
     """The names in a value of JSON, as text."""
     if isinstance(value, dict):
         raise ValueError('the category is an object, not a name; write names, such as ["A", "B"]')
@@ -132,7 +132,7 @@ def flat(value: Any) -> Any:
         yield str(value)
 
 
-def tokens(cell: str) -> Any:
+def tokens(cell: str) -> Iterator[str]:
     """The names in a list that is not JSON."""
     place, after_name = 0, False
     while place < len(cell):

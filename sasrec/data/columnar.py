@@ -18,7 +18,7 @@ from sasrec.data.timestamps import to_integers
 from sasrec.errors import UserError
 
 JSON_BLOCK = 32 << 20  # bytes; one line must fit
-KINDS = {list: "list", str: "text", int: "number", float: "number", dict: "object", bool: "truth value"}
+KINDS = {list: "a list", str: "text", int: "a number", float: "a number", dict: "an object", bool: "a truth value"}
 
 
 def read_parquet(path: Path, columns: Columns, category_separator: str | None = None) -> Table:
@@ -169,7 +169,7 @@ def _explain_jsonl(path: Path, wanted: Mapping[str, str], reason: str) -> UserEr
                             kind = type(value)
                             if kinds and kind not in kinds:
                                 return bad_line(
-                                    path, number, f"'{name}' is a {KINDS.get(kind, 'value')}, unlike those before", line
+                                    path, number, f"'{name}' is {KINDS.get(kind, 'a value')}, unlike those before", line
                                 )
                             kinds.add(kind)
                         continue
