@@ -74,7 +74,7 @@ def test_an_intent_is_one_of_the_items_own_whatever_the_order(catalogue: list[li
 
 
 def test_data_without_categories_is_refused() -> None:
-    with pytest.raises(UserError, match="this data has none .* dataset.columns.category names"):
+    with pytest.raises(UserError, match="this data has none: name their column in dataset.columns.category"):
         registry.of_data(ModelParams(kind="cafe"), 2, [(), ()])
     assert isinstance(registry.of_data(ModelParams(kind="cafe"), 2, [("a",), ()]), CAFE)
 
