@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sasrec.config import Columns
-from sasrec.data.categories import BadCategory, per_item
+from sasrec.data.categories import BadCategory, Categories, per_item
 from sasrec.data.columns import Found, find
 from sasrec.data.explain import bad_line, open_text, quote
 from sasrec.data.table import Table, encode, to_numpy
@@ -113,7 +113,8 @@ def _table(path: Path, at: Mapping[str, pa.ChunkedArray], unit: str, category_se
             raise bad("rating", ~np.isfinite(values), "is missing or not a finite number")
         ratings = values.astype(np.float32)
     (users, user_ids), (items, item_ids) = coded["user"], coded["item"]
-    categories, note = {}, ""
+    categories: Categories = {}
+    note = ""
     if "category" in at:
         try:
             categories, note = per_item(items, item_ids, at["category"], category_separator)
