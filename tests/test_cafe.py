@@ -173,7 +173,7 @@ def test_the_score_is_the_sum_of_item_and_intent_part_by_hand() -> None:
 
 
 def test_it_ranks_as_the_joint_probability() -> None:
-    """Equation 10: P(c) P(v), each a softmax over all of its kind."""
+    """Equation 10, P(c) P(v), here with a softmax over all of its kind each."""
     model = build()
     state = model.encode(histories(), last=True)[:, 0]
     log_items = (state[:, :12] @ model.fine.item_table.weight[1:].T).log_softmax(1)

@@ -2,7 +2,7 @@
 
 The coarse encoder is a SASRec over the sequence of intents (`sasrec.models.intents`), the fine encoder one over the items
 themselves, with local heads (`sasrec.models.locality`). With their states m and f after a history, and the embeddings e_v of
-an item and g_c of an intent (equations 7 and 10, c(v) the intent of v):
+an item and g_c of an intent (f + m: equation 7; both scores: equation 10; c(v) the intent of v):
 
     item part    (f + m) e_v        intent part    m g_c(v)        score(v) = (f + m) e_v + m g_c(v)
 

@@ -15,6 +15,7 @@ from sasrec.config import DatasetParams
 from sasrec.data.categories import MISSING, BadCategory, per_item
 from sasrec.data.readers import READERS
 from sasrec.data.sequences import joined, parted
+from sasrec.deploy import recommender
 from sasrec.errors import UserError
 
 
@@ -105,6 +106,8 @@ def test_any_name_survives_in_a_list(lists: list[list[str]]) -> None:
     assert read([json.dumps(own) for own in lists])[0] == expected
     assert read([repr(own) for own in lists])[0] == expected
     assert [parted(joined(own)) for own in expected] == expected
+    # The exported model reads what is written for it with code of its own.
+    assert [recommender.parted(joined(own)) for own in expected] == expected
 
 
 ROWS = [("u", "i", ["A", "B|C"]), ("u", "j", None), ("v", "k", []), ("v", "l", [["A"], ["D", None]])]
