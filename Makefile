@@ -30,4 +30,4 @@ tune: setup
 	python -m stages.tune
 
 clean:
-	rm -rf data/raw data/prepared data/models data/exported data/evaluated data/resume data/logs
+	rm -rf data/raw data/prepared data/preflight.txt data/models data/exported data/evaluated data/resume data/logs

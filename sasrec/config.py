@@ -151,6 +151,7 @@ class DatasetParams:
     format: str | None = None
     separator: str | None = None
     times: Literal["comparable", "order"] | None = None
+    category_separator: str | None = None
     columns: Columns = field(default_factory=Columns)
 
 

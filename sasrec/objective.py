@@ -40,13 +40,14 @@ class Objective:
 
 
 class IntentObjective:
-    """L = L(items) + `train.intent_weight` L(intents), as CaFe adds them (arXiv 2204.01839, section 3; weights 1).
+    """L = L(items) + `train.intent_weight` L(intents), as CaFe adds them (arXiv 2204.01839; in the authors' code both weigh 1).
 
     The items' loss is that of `train.loss`, of the joint score or of the item part alone (`train.item_loss`); the authors'
     code trains the parts one by one and adds them in inference alone. The intents' loss is of the same family, of the intent
     part against the intents of the targets: where `train.loss` is a softmax, over all intents, which are few; where it
     compares with negatives (bce, gbce: binary cross-entropy; bpr), with one intent a position, uniform over those not in the
-    user's training history, as in the paper. Users of all intents get any, which does not count where it is the target's own.
+    user's training history, as in the authors' code. Users of all intents get any, which does not count where it is the
+    target's own.
     """
 
     def __init__(self, model: Any, params: TrainParams, store: Any) -> None:

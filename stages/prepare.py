@@ -13,8 +13,9 @@ PREPARED = Path("data/prepared")
 
 def main(study: Study) -> None:
     stats = prepare(RAW, study.dataset, study.prepare, PREPARED)
-    if stats["times_note"]:
-        print(f"note: {stats['times_note']}")
+    for note in (stats["times_note"], stats.get("category_note")):
+        if note:
+            print(f"note: {note}")
     print(
         f"{stats['dataset']}: {stats['users']} users, {stats['items']} items, {stats['interactions']} interactions "
         f"({stats['evaluated']} users evaluated, {stats['dropped']['thresholds']['rows']} rows below the thresholds)"

@@ -74,7 +74,7 @@ def test_an_intent_is_one_of_the_items_own_whatever_the_order(catalogue: list[li
 
 
 def test_data_without_categories_is_refused() -> None:
-    with pytest.raises(UserError, match="this data has none .* dataset.columns.category names"):
+    with pytest.raises(UserError, match="this data has none: name their column in dataset.columns.category"):
         registry.of_data(ModelParams(kind="cafe"), 2, [(), ()])
     assert isinstance(registry.of_data(ModelParams(kind="cafe"), 2, [("a",), ()]), CAFE)
 
@@ -173,7 +173,7 @@ def test_the_score_is_the_sum_of_item_and_intent_part_by_hand() -> None:
 
 
 def test_it_ranks_as_the_joint_probability() -> None:
-    """Equation 10: P(c) P(v), each a softmax over all of its kind."""
+    """Equation 10, P(c) P(v), here with a softmax over all of its kind each."""
     model = build()
     state = model.encode(histories(), last=True)[:, 0]
     log_items = (state[:, :12] @ model.fine.item_table.weight[1:].T).log_softmax(1)

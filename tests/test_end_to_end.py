@@ -108,6 +108,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert ran(output) == {
         "fetch",
         "prepare",
+        "preflight",
         "train@sasrec-0",
         "quantize@ptq-0",
         "quantize@lsq-0",

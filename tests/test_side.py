@@ -187,6 +187,36 @@ def test_nothing_of_the_target_is_seen(part: Any) -> None:
 
 
 @pytest.mark.parametrize("way", ["packed", "shuffled", "bucketed"])
+@pytest.mark.parametrize("second", [False, True])
+def test_training_sees_nothing_of_the_last_target_nor_of_what_is_held_out(way: Any, second: bool) -> None:
+    """To the bit. The second task is asked for the rating of the last target, so that there it counts, as it should."""
+
+    def training(store: SmallStore) -> list[float]:
+        params = TrainParams(rating_weight=float(second), min_batches=1, negatives=4)
+        trainer = Trainer(build(), store, params, 0, device=CPU)
+        if trainer.second is not None:
+            trainer.second.mean, trainer.second.deviation = 3.0, 1.0  # of the training part, the last target's among it
+            torch.nn.init.constant_(trainer.second.head.weight, 0.1)
+        batches = epoch_batches(store, 8, 6, True, 0, 1, way).batches
+        found = [trainer._loss(batch, np.random.default_rng(0))[0] for batch in batches]
+        return [float(part.detach()) for result in found for part in (result.loss, result.second) if part is not None]
+
+    def changed(places: Any) -> SmallStore:
+        other = store_of()
+        assert other.ratings is not None and other.timestamps is not None
+        other.ratings[places] = 6.5 - other.ratings[places]
+        other.timestamps[places] += 10**6
+        return other
+
+    store = store_of()
+    held = np.concatenate([store.held(part).positions for part in ("validation", "test")])
+    last = store.train_ends - 1
+    assert training(changed(held)) == training(store)
+    assert (training(changed(last)) == training(store)) == (not second)
+    assert training(changed(last - 1)) != training(store)
+
+
+@pytest.mark.parametrize("way", ["packed", "shuffled", "bucketed"])
 def test_every_way_of_batching_gives_each_position_the_same_state(way: Any) -> None:
     """Windows side by side do not see each other's ratings and times, nor does anyone the padding: each alone, unpadded."""
     store, model = store_of(), build(heads=2)

@@ -3,7 +3,9 @@ quantized with distillation or within a budget, exported, and measured as it shi
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sasrec.config import Study, from_mapping
 from sasrec.data.sequences import Sequences
@@ -52,9 +54,29 @@ def test_a_small_study_from_the_data_to_what_ships(tmp_path: Path, monkeypatch: 
         assert agreement["same_elements"] >= 0.995
         assert agreement["same_top10"] >= 0.95
         assert abs(agreement["ndcg@10_difference"]) < 0.01
+    nothing_of_the_targets_is_measured(own, method)
     # What was measured had the ratings and times of the histories.
     known = model.recommend([model.ids[1], model.ids[2]], ratings=[5, 1], times=[10**9, 10**9 + 60])
     assert known != model.recommend([model.ids[1], model.ids[2]])
+
+
+def nothing_of_the_targets_is_measured(chosen: Study, variant: str) -> None:
+    """Ratings and times of the test items may be anything: what ships ranks the same; those of the events before count."""
+    positions = Sequences.load("data/prepared").held("test").positions
+    evaluated = Path("data/evaluated", variant)
+
+    def measured(places: NDArray[np.int64]) -> dict[str, bytes]:
+        for name, change in (("ratings", lambda own: 6 - own), ("timestamps", lambda own: own + 10**6)):
+            path = Path("data/prepared", f"{name}.npy")
+            values = np.load(path)
+            values[places] = change(values[places])
+            np.save(path, values)
+        evaluate.main(chosen, variant)
+        return {path.name: path.read_bytes() for path in evaluated.rglob("*") if path.is_file()}
+
+    before = measured(positions[:0])
+    assert measured(positions) == before
+    assert measured(positions - 1) != before
 
 
 def test_times_that_are_only_an_order_are_refused_before_anything_is_trained(

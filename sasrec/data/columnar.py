@@ -10,16 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from sasrec.config import Columns
+from sasrec.data.categories import BadCategory, Categories, per_item
 from sasrec.data.columns import Found, find
-from sasrec.data.explain import bad_line, open_text
-from sasrec.data.table import Table, encode, first_per_item, to_numpy
+from sasrec.data.explain import bad_line, open_text, quote
+from sasrec.data.table import Table, encode, to_numpy
 from sasrec.data.timestamps import to_integers
 from sasrec.errors import UserError
 
 JSON_BLOCK = 32 << 20  # bytes; one line must fit
+KINDS = {list: "a list", str: "text", int: "a number", float: "a number", dict: "an object", bool: "a truth value"}
 
 
-def read_parquet(path: Path, columns: Columns) -> Table:
+def read_parquet(path: Path, columns: Columns, category_separator: str | None = None) -> Table:
     """Read a parquet file with named columns. Raises UserError naming the column or the first bad row."""
     import pyarrow.parquet  # here: no other format needs it
 
@@ -34,10 +36,10 @@ def read_parquet(path: Path, columns: Columns) -> Table:
         if error.errno is not None:
             raise
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again") from None
-    return _table(path, {what: parsed.column(names[position]) for what, position in found.present()}, "row")
+    return _table(path, {what: parsed.column(names[position]) for what, position in found.present()}, "row", category_separator)
 
 
-def read_jsonl(path: Path, columns: Columns, own: bool = True) -> Table:
+def read_jsonl(path: Path, columns: Columns, own: bool = True, category_separator: str | None = None) -> Table:
     """Read one JSON object per line, plain or .gz, with named keys. Raises UserError naming the first bad line."""
     import pyarrow.json
 
@@ -54,7 +56,7 @@ def read_jsonl(path: Path, columns: Columns, own: bool = True) -> Table:
         try:
             with pa.input_stream(str(path), compression=compression) as stream:
                 parsed = pyarrow.json.read_json(stream, pyarrow.json.ReadOptions(block_size=JSON_BLOCK), options)
-            return _table(path, {what: parsed.column(name) for what, name in wanted.items()}, "line")
+            return _table(path, {what: parsed.column(name) for what, name in wanted.items()}, "line", category_separator)
         except (pa.ArrowInvalid, KeyError) as error:
             reason = str(error)
         except OSError as error:
@@ -70,7 +72,7 @@ class _BadRow(Exception):
     """A value is missing or is not of its kind; the slow pass names it."""
 
 
-def _table(path: Path, at: Mapping[str, pa.ChunkedArray], unit: str) -> Table:
+def _table(path: Path, at: Mapping[str, pa.ChunkedArray], unit: str, category_separator: str | None) -> Table:
     """The table of the columns `at`; `unit`: what a row is called in messages."""
 
     def bad(what: str, wrong: np.ndarray | None, problem: str) -> Exception:
@@ -111,10 +113,16 @@ def _table(path: Path, at: Mapping[str, pa.ChunkedArray], unit: str) -> Table:
             raise bad("rating", ~np.isfinite(values), "is missing or not a finite number")
         ratings = values.astype(np.float32)
     (users, user_ids), (items, item_ids) = coded["user"], coded["item"]
-    categories = {}
-    if "category" in at and not pa.types.is_nested(at["category"].type):
-        categories = first_per_item(items, item_ids, at["category"].cast(pa.string()))
-    return Table(users, user_ids, items, item_ids, timestamps, ratings, categories=categories)
+    categories: Categories = {}
+    note = ""
+    if "category" in at:
+        try:
+            categories, note = per_item(items, item_ids, at["category"], category_separator)
+        except BadCategory as error:
+            # Lines that are blank have no row.
+            place = f"row {error.row + 1}" if unit == "row" else f"object {error.row + 1}"
+            raise UserError(f"{path}, {place}: {error.problem}: {quote(error.cell)}; correct it and run again") from None
+    return Table(users, user_ids, items, item_ids, timestamps, ratings, categories=categories, note=note)
 
 
 def _missing(column: pa.ChunkedArray) -> np.ndarray:
@@ -143,6 +151,7 @@ def _explain_jsonl(path: Path, wanted: Mapping[str, str], reason: str) -> UserEr
     """The first line that is not an object with the wanted keys and kinds of values."""
     from sasrec.data.explain import PROBLEMS
 
+    kinds: set[type] = set()
     try:
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
@@ -157,6 +166,13 @@ def _explain_jsonl(path: Path, wanted: Mapping[str, str], reason: str) -> UserEr
                 for what, name in wanted.items():
                     value = values.get(name)
                     if what == "category":
+                        if value is not None and value != []:
+                            kind = type(value)
+                            if kinds and kind not in kinds:
+                                return bad_line(
+                                    path, number, f"'{name}' is {KINDS.get(kind, 'a value')}, unlike those before", line
+                                )
+                            kinds.add(kind)
                         continue
                     if value is None or isinstance(value, bool | list | dict):
                         return bad_line(path, number, f"'{name}' is missing or is not a single value", line)

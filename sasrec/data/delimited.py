@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from sasrec.data.categories import BadCategory, per_item
 from sasrec.data.columns import Found
-from sasrec.data.explain import bad_line, explain, rows
-from sasrec.data.table import Table, encode, first_per_item, to_numpy
+from sasrec.data.explain import bad_line, explain, quote, rows
+from sasrec.data.table import Table, encode, to_numpy
 from sasrec.data.timestamps import to_integers
+from sasrec.errors import UserError
 
 IDS = pa.dictionary(pa.int32(), pa.string())
 BLOCK = 4 << 20  # bytes parsed at a time by one thread
@@ -25,6 +27,7 @@ class Layout:
     columns: Found
     header: bool = False
     quoted: bool = False
+    category_separator: str | None = None
 
 
 def read(path: Path, layout: Layout) -> Table:
@@ -38,6 +41,8 @@ def read(path: Path, layout: Layout) -> Table:
             # Not whole numbers: fractions and dates go through their text.
             table = _parse(path, layout, pa.string())
         return _checked(path, layout, table)
+    except BadCategory as error:
+        raise _bad_category(path, layout, error) from None
     except (pa.ArrowInvalid, ValueError) as error:
         reason = str(error)
     except OSError as error:
@@ -98,8 +103,18 @@ def _checked(path: Path, layout: Layout, parsed: pa.Table) -> Table:
             raise ValueError("a rating is not finite")
     if timestamps is not None and layout.columns.timestamp == layout.fields - 1:
         _refuse_cut(path, layout, timestamps)
-    categories = first_per_item(items, item_ids, at["category"]) if "category" in at else {}
-    return Table(users, user_ids, items, item_ids, timestamps, ratings, categories=categories)
+    categories, note = per_item(items, item_ids, at["category"], layout.category_separator) if "category" in at else ({}, "")
+    return Table(users, user_ids, items, item_ids, timestamps, ratings, categories=categories, note=note)
+
+
+def _bad_category(path: Path, layout: Layout, error: BadCategory) -> UserError:
+    """With the number of the first line that has the cell."""
+    position = layout.columns.category
+    assert position is not None
+    for number, fields, line in rows(path, layout.separator, layout.quoted):
+        if len(fields) > position and fields[position] == error.cell:
+            return bad_line(path, number, error.problem, line)
+    return UserError(f"{path}: {error.problem}: {quote(error.cell)}")
 
 
 def _refuse_cut(path: Path, layout: Layout, timestamps: np.ndarray) -> None:

@@ -72,22 +72,25 @@ def sequences(path: Path, params: DatasetParams) -> Table:
 
 def table(path: Path, params: DatasetParams) -> Table:
     """The user's own csv or tsv with a header."""
-    return _named(path, params.columns, params.separator)
+    return _named(path, params.columns, params.separator, category_separator=params.category_separator)
 
 
 def parquet(path: Path, params: DatasetParams) -> Table:
     """The user's own parquet."""
-    return read_parquet(path, params.columns)
+    return read_parquet(path, params.columns, params.category_separator)
 
 
 def jsonl(path: Path, params: DatasetParams) -> Table:
     """The user's own JSON lines."""
-    return read_jsonl(path, params.columns)
+    return read_jsonl(path, params.columns, category_separator=params.category_separator)
 
 
-def _named(path: Path, columns: Columns, separator: str | None, own: bool = True) -> Table:
+def _named(
+    path: Path, columns: Columns, separator: str | None, own: bool = True, category_separator: str | None = None
+) -> Table:
     by, names = header(path, columns, separator)
-    return delimited.read(path, Layout(by, len(names), find(columns, names, path, own), header=True, quoted=True))
+    found = find(columns, names, path, own)
+    return delimited.read(path, Layout(by, len(names), found, True, True, category_separator))
 
 
 READERS: dict[str, Callable[[Path, DatasetParams], Table]] = {

@@ -9,6 +9,7 @@ categories joined with |; row order by id), users.csv (id, original; user u of t
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,9 +172,20 @@ def read_catalogue(path: Path | str) -> list[tuple[str, str, tuple[str, ...]]]:
     with open(Path(path) / "catalogue.csv", encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         next(rows)
-        return [
-            (original, title, tuple(categories.split("|")) if categories else ()) for _, original, title, categories in rows
-        ]
+        return [(original, title, parted(categories)) for _, original, title, categories in rows]
+
+
+def joined(categories: tuple[str, ...]) -> str:
+    """Categories as catalogue.csv holds them: with `|` between; one in a name is written `\\|`, and a backslash twice."""
+    return "|".join(name.replace("\\", "\\\\").replace("|", "\\|") for name in categories)
+
+
+def parted(categories: str) -> tuple[str, ...]:
+    """The inverse of `joined`."""
+    if "\\" not in categories:
+        return tuple(categories.split("|")) if categories else ()
+    names = re.findall(r"(?:[^\\|]|\\.)+", categories, re.DOTALL)
+    return tuple(re.sub(r"\\(.)", r"\1", name, flags=re.DOTALL) for name in names)
 
 
 def _array(path: Path, name: str, dtype: type, dimensions: int) -> Array:

@@ -12,7 +12,7 @@ from sasrec.data.arrays import save_array
 from sasrec.data.candidates import Unseen
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
-from sasrec.data.sequences import training_counts
+from sasrec.data.sequences import joined, training_counts
 from sasrec.data.source import Source
 from sasrec.data.split import split
 from sasrec.data.table import Table
@@ -47,6 +47,7 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         "times": times,
         "times_note": note,
         "time_unit": _unit(interactions.timestamps),
+        **({"category_note": table.note} if table.note else {}),
         "filter": {
             "min_user": params.min_user,
             "min_item": params.min_item,
@@ -106,7 +107,7 @@ def _write_ids(folder: Path, table: Table, interactions: Interactions) -> None:
         folder / "catalogue.csv",
         ("id", "original", "title", "categories"),
         (
-            (i, original, table.titles.get(original, ""), "|".join(table.categories.get(original, ())))
+            (i, original, table.titles.get(original, ""), joined(table.categories.get(original, ())))
             for i, original in enumerate(originals, 1)
         ),
     )

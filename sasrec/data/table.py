@@ -1,6 +1,5 @@
 """The common form that every reader gives: one row per interaction, in the order of the file."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,8 @@ Array = np.ndarray[Any, Any]
 class Table:
     """`users`, `items`: int32 (rows,), codes from 0 in order of first appearance; `user_ids[code]` is the id as it is
     written in the file. `timestamps`: int64 (rows,) or None when file order is all there is. `ratings`: float32 (rows,)
-    or None. `titles`, `categories`: by item id, possibly for items without interactions, possibly empty."""
+    or None. `titles`, `categories`: by item id, possibly for items without interactions, possibly empty. `note`: what a
+    person should know of how the categories were read, or ""."""
 
     users: Array
     user_ids: list[str]
@@ -24,6 +24,7 @@ class Table:
     ratings: Array | None = None
     titles: dict[str, str] = field(default_factory=dict)
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -65,14 +66,3 @@ def _numbers(chunk: pa.Array) -> Array:
     kind = "f" if pa.types.is_floating(chunk.type) else "i"
     dtype = np.dtype(f"{kind}{chunk.type.bit_width // 8}")
     return np.frombuffer(chunk.buffers()[1], dtype)[chunk.offset : chunk.offset + len(chunk)]
-
-
-def first_per_item(items: Array, item_ids: Sequence[str], column: pa.ChunkedArray) -> dict[str, tuple[str, ...]]:
-    """Categories of each item: the value of its first row that has one, split at `|`."""
-    codes, names = encode(column.fill_null("") if column.null_count else column)
-    filled = np.array([bool(name) for name in names], bool)[codes]
-    rows = np.flatnonzero(filled)[::-1]
-    category = np.full(len(item_ids), -1, np.int64)
-    category[items[rows]] = codes[rows]
-    parts = [tuple(part.strip() for part in name.split("|") if part.strip()) for name in names]
-    return {item_ids[item]: parts[code] for item, code in enumerate(category.tolist()) if code >= 0}

@@ -20,6 +20,7 @@ from typing import Any
 import onnxruntime
 
 from sasrec import __version__
+from sasrec.data.sequences import joined
 from sasrec.deploy import side
 from sasrec.deploy.coarse_to_fine import CoarseToFineEncoder
 from sasrec.deploy.encoder import Encoder
@@ -135,7 +136,7 @@ def _items_csv(items: Sequence[Item]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "original", "title", "categories", "count"])
-    writer.writerows((i, item.original, item.title, "|".join(item.categories), item.count) for i, item in enumerate(items, 1))
+    writer.writerows((i, item.original, item.title, joined(item.categories), item.count) for i, item in enumerate(items, 1))
     return text.getvalue().encode()
 
 

@@ -2,7 +2,7 @@
 
 The coarse encoder is a SASRec over the sequence of intents (`sasrec.models.intents`), the fine encoder one over the items
 themselves, with local heads (`sasrec.models.locality`). With their states m and f after a history, and the embeddings e_v of
-an item and g_c of an intent (equations 7 and 10, c(v) the intent of v):
+an item and g_c of an intent (f + m: equation 7; both scores: equation 10; c(v) the intent of v):
 
     item part    (f + m) e_v        intent part    m g_c(v)        score(v) = (f + m) e_v + m g_c(v)
 
@@ -12,6 +12,7 @@ products, as here. The sum is one product: of the state [f + m ; m] with the row
 from both, twice as wide. So everything that knows states and a table (losses, ranking, distillation) works as for SASRec.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from sasrec.config import ModelParams
 from sasrec.errors import UserError
 from sasrec.models.events import Histories, ids
+from sasrec.models.intents import item_intents
 from sasrec.models.sasrec import SASRec
 from sasrec.models.scoring import Part, scores
 from sasrec.models.taps import Table, Tap
@@ -50,17 +52,27 @@ class CAFE(nn.Module):
 
     def __init__(self, params: ModelParams, intents: Tensor) -> None:
         super().__init__()
-        if params.side or params.time_bias:
-            raise UserError(
-                "params.yaml: model.side and model.time_bias are not for model.kind: cafe; set them to [] and false for it in "
-                "per_model.<name>.model"
-            )
+        self.refuse_side(params)
         self.params, self.items = params, len(intents) - 1
         self.register_buffer("intents", intents.to(torch.int32))
         # The paper's coarse encoder is a plain SASRec: intents repeat, and what is far back tells of long-term preferences.
         self.coarse = SASRec(replace(params, local_heads=0, local_window=None), int(intents.max()), scored=False)
         self.fine = SASRec(params, self.items, scored=False)
         self.final_tap = Tap("activation", 2 * params.hidden, scoring=True)
+
+    @staticmethod
+    def refuse_side(params: ModelParams) -> None:
+        if params.side or params.time_bias:
+            raise UserError(
+                "params.yaml: model.side and model.time_bias are not for model.kind: cafe; set them to [] and false for it in "
+                "per_model.<name>.model"
+            )
+
+    @classmethod
+    def require(cls, params: ModelParams, categories: Sequence[Sequence[str]]) -> None:
+        """Raise UserError where such a model cannot be made of items 1, 2, ... with these categories."""
+        cls.refuse_side(params)
+        item_intents(categories)
 
     @property
     def scoring_table(self) -> JointTable:

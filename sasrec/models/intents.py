@@ -38,9 +38,9 @@ def item_intents(categories: Sequence[Sequence[str]]) -> Tensor:
     of the items 1, 2, ... Raises UserError where no item has any."""
     if not any(categories):
         raise UserError(
-            "params.yaml: model.kind is cafe, whose intents are categories of items, and this data has none (the column "
-            "categories of data/prepared/catalogue.csv is empty): use data with categories (sample, ml-1m, ml-100k, or a file "
-            "of your own whose column dataset.columns.category names), or take the model off the lists models and variants"
+            "params.yaml: model.kind is cafe, whose intents are categories of items, and this data has none: name their column "
+            "in dataset.columns.category if your file has one, use data with categories (sample, ml-1m, ml-100k), or take the "
+            "model off the lists models and variants"
         )
     names = intent_names(categories)
     number = {name: i for i, name in enumerate(sorted(set(names)), 1)}

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sasrec.config import ModelParams
+from sasrec.config import ModelParams, TrainParams
 from sasrec.models.cafe import CAFE
-from sasrec.models.facts import Facts
+from sasrec.models.facts import Facts, require
 from sasrec.models.intents import item_intents
 from sasrec.models.sasrec import SASRec
 
@@ -21,6 +21,17 @@ def of_data(params: ModelParams, items: int, categories: Sequence[Sequence[str]]
     if params.kind == "cafe":
         return CAFE(params, item_intents(categories))
     return SASRec(params, items, facts)
+
+
+def check(params: ModelParams, train: TrainParams, store: Any, categories: Sequence[Sequence[str]]) -> None:
+    """Raise UserError where the prepared data lacks what such a model or its training needs. categories: of the items 1, 2,
+    ..."""
+    if params.kind == "cafe":
+        CAFE.require(params, categories)
+    else:
+        Facts.of_data(params, store, categories)
+    if train.rating_weight:
+        require(store, "rating", "train.rating_weight is above 0")
 
 
 def of_state(params: ModelParams, items: int, tensors: dict[str, Tensor]) -> Model:
