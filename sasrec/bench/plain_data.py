@@ -1,0 +1,29 @@
+"""The data of the plain reference: Python lists, read from lines of user and item, without importing torch."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Data:
+    """sequences: the items of each user in order; the last one is for test, the last but one for validation, where there are
+    three or more. items: how many there are, 1..items."""
+
+    sequences: list[list[int]]
+    items: int
+
+    def training(self) -> list[list[int]]:
+        return [s[:-2] if len(s) >= 3 else s for s in self.sequences]
+
+
+def read(path: Path) -> Data:
+    """Lines of user and item, in order."""
+    of_user: dict[int, list[int]] = defaultdict(list)
+    items = 0
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            user, item = map(int, line.split())
+            of_user[user].append(item)
+            items = max(items, item)
+    return Data([of_user[user] for user in sorted(of_user)], items)
