@@ -6,9 +6,9 @@
     python -m stages.bench --what step --methods lsq pact # what a step of these methods costs against full precision
 
 Everything takes turns; what is reported are medians and quartiles, and of ratios those of the ratios round by round. Times are
-given twice: of the processor, which other processes on the same core do not lengthen by waiting, and on the wall. The rows of what
-was measured are replaced in metrics/reference/speed.csv, and the figure beside it is drawn anew; `python -m sasrec.report.readme`
-then renews the tables of the documents. The plain implementation is sasrec/bench/plain.py.
+given twice: of the processor, which other processes on the same core do not lengthen by waiting, and on the wall. The rows of
+what was measured are replaced in metrics/reference/speed.csv, and the figure beside it is drawn anew; `python -m
+sasrec.report.readme` then renews the tables of the documents. The plain implementation is sasrec/bench/plain.py.
 """
 
 import argparse
@@ -78,9 +78,9 @@ class Bench:
             for name, own in works.evaluations(self.store, self.setting).items():
                 yield from self.timed(name, own, self.rounds)
         elif what == "quantize":
-            for name, own in works.post_training(self.store, self.setting, self.size, self.methods).items():
-                # Each alone, because one takes seconds and another minutes.
-                yield from self.timed("quantize", {name: own}, 3, warm_up=0)
+            for name, work in works.post_training(self.store, self.setting, self.size, self.methods).items():
+                # Each alone, because one takes milliseconds and another seconds.
+                yield from self.timed("quantize", {name: work}, self.rounds, warm_up=0)
         elif what == "prepare":
             told = {"raw": str(self.folders[0]), "dataset": self.study.dataset, "prepare": self.study.prepare}
             yield from self.processes("prepare", "prepare", told)

@@ -21,6 +21,7 @@ from sasrec.bench.settings import NAMED, PAPER, Setting, random_store, some_user
 from sasrec.bench.works import Methods
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.data.batches import epoch_batches
+from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.evaluation import model_scorer, rank
 from sasrec.models.sasrec import SASRec
@@ -173,7 +174,7 @@ def test_some_users_keep_their_sequences_and_what_is_held_out() -> None:
         own = slice(*store.offsets[user : user + 2])
         assert np.array_equal(some.items[slice(*some.offsets[number : number + 2])], store.items[own])
     for part in ("test", "validation"):
-        held, all_held = some.held(part), store.held(part)  # type: ignore[arg-type]
+        held, all_held = some.held(part), store.held(part)
         assert np.array_equal(some.items[held.positions], store.items[all_held.positions[users]])
     assert some._problem() is None
     assert some_users(store, 40) is store
@@ -212,7 +213,7 @@ Run = Callable[..., str]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A folder with parameters of a tiny study, and what runs the command in it and returns what it printed."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params |= {"sample": {"users": 60, "items": 40, "seed": 0}, "quantized": ["control", "ptq", "lsq"]}
+    params |= {"sample": {"users": 60, "items": 40, "seed": 0}, "quantized": ["control", "ptq", "lsq"], "variants": ["sasrec"]}
     params["model"] |= {"max_len": 10, "hidden": 8}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     for name in ("sasrec", "stages"):
@@ -254,7 +255,12 @@ def test_the_whole_command(project: Run) -> None:
     assert peaks == {(f"{what}{rest}", v) for what, rest in (("prepare", ""), ("train", " process"), ("evaluate", " process"))
                      for v in beside}  # fmt: skip
     lsq = next(row for row in rows if (row["what"], row["variant"], row["measure"]) == ("step", "lsq", "cpu"))
-    assert float(lsq["of_plain"]) > 0 and float(lsq["of_full"]) > 0 and lsq["data"] == "sample" and lsq["users"] == "60"
+    assert (
+        float(lsq["of_plain"]) > 0
+        and float(lsq["of_full"]) > 0
+        and lsq["data"] == "sample"
+        and lsq["users"] == str(Sequences.load("data/prepared").users)
+    )
     assert "step, round 9 of 9: plain" in said and "prepare, round 3 of 3" in said
     assert command.TABLE.with_suffix(".png").stat().st_size < 1_000_000
     # Again in part: those rows are replaced, the others stay.
@@ -266,6 +272,15 @@ def test_the_whole_command(project: Run) -> None:
                                                                             and "process" not in name[3]}  # fmt: skip
     text = speed.speed(command.TABLE)
     assert "| `sample`, default | training step, bfloat16 products | " in text and "| `sample`, default | lsq | " in text
+
+
+def test_a_made_up_catalogue_needs_no_data_and_has_steps_alone(project: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = replace(NAMED["large"], model=replace(SHAPE, block="original"), random_items=50)
+    monkeypatch.setitem(settings.NAMED, "large", replace(tiny, train=replace(PAPER, batch_size=4)))  # type: ignore[arg-type]
+    project("--setting", "large", "--rounds", "3")
+    rows = speed.read(command.TABLE)
+    assert {(row["what"], row["data"], row["items"]) for row in rows} == {("step", "random", "50")}
+    assert [row["variant"] for row in rows if row["measure"] == "cpu"] == ["plain", "float32", "lsq"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,12 +50,17 @@ def plain_training(store: Sequences, setting: Setting, size: int) -> PlainTraini
 
 
 def trainer(
-    store: Sequences, setting: Setting, size: int, precision: str, extras: Extras | None = None, model: Any = None
+    store: Sequences,
+    setting: Setting,
+    size: int,
+    precision: Literal["float32", "bfloat16"],
+    extras: Extras | None = None,
+    model: Any = None,
 ) -> Trainer:
     """Of `model`, or of a new one, in batches of `size` windows."""
     torch.manual_seed(0)
     model = model or SASRec(setting.model, store.items_count)
-    params: Any = replace(setting.train, batch_size=size, min_batches=1, precision=precision)
+    params = replace(setting.train, batch_size=size, min_batches=1, precision=precision)
     return Trainer(model, store, params, 0, device=CPU, extras=extras)
 
 
