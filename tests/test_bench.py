@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from sasrec import losses
-from sasrec.bench import alone, settings, works
+from sasrec.bench import alone, plain_data, settings, works
 from sasrec.bench.plain import PlainSASRec, PlainTraining, full_ranks, refuse, sampled_ranks
 from sasrec.bench.plain_data import Data, read
 from sasrec.bench.rounds import Spread, in_turns, ratio
@@ -128,6 +128,13 @@ def test_lines_become_lists(tmp_path: Path) -> None:
     assert read(path).training() == [[2], [4]]
 
 
+def test_plain_preparing_counts_on_the_raw_data_and_numbers_by_first_sight(tmp_path: Path) -> None:
+    raw, made = tmp_path / "raw.txt", tmp_path / "made.txt"
+    raw.write_text("ann tea\nbob tea\nann jam\nbob ham\nann tea\ncy jam\n")
+    plain_data.prepare(raw, 2, 2, made)
+    assert made.read_text() == "1 1\n1 2\n1 1\n2 1\n"  # no ham, which occurs once, and no cy
+
+
 def test_what_the_plain_code_lacks_is_refused() -> None:
     for setting in NAMED.values():
         refuse(setting.model, setting.train)
@@ -197,7 +204,7 @@ def test_a_process_tells_its_own_peak_and_what_went_wrong(tmp_path: Path, monkey
     held = np.ones(50_000_000)  # 400 MB that only this process has
     lines = tmp_path / "lines.txt"
     lines.write_text("0 1\n0 2\n0 3\n")
-    found = alone.run("prepare_plain", 1, lines=str(lines))
+    found = alone.run("prepare_plain", 1, lines=str(lines), prepare={"min_user": 1, "min_item": 1})
     assert 5 < found.peak < 300 < held.nbytes / 2**20 and found.cpu > 0 and found.wall > 0
     with pytest.raises(UserError, match=r"^evaluate in a process of its own: the prepared data in nowhere cannot be used"):
         alone.run("evaluate", 1, prepared="nowhere", model={}, train={})

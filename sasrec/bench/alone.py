@@ -64,10 +64,11 @@ def prepare(told: Mapping[str, Any]) -> None:
 
 
 def prepare_plain(told: Mapping[str, Any]) -> None:
-    """Only what a script does before it trains: lines to lists, and the split."""
-    from sasrec.bench.plain_data import read
+    from sasrec.bench import plain_data
 
-    read(Path(told["lines"])).training()
+    params = from_mapping(PrepareParams, told["prepare"], "prepare")
+    with tempfile.TemporaryDirectory() as folder:
+        plain_data.prepare(Path(told["lines"]), params.min_user, params.min_item, Path(folder, "prepared.txt"))
 
 
 def params_of(told: Mapping[str, Any]) -> tuple[ModelParams, TrainParams]:

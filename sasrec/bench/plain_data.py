@@ -1,6 +1,6 @@
 """The data of the plain reference: Python lists, read from lines of user and item, without importing torch."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,3 +27,27 @@ def read(path: Path) -> Data:
             of_user[user].append(item)
             items = max(items, item)
     return Data([of_user[user] for user in sorted(of_user)], items)
+
+
+def prepare(path: Path, min_user: int, min_item: int, to: Path) -> None:
+    """Lines of user and item, any words, to numbered lines of users and items with so many interactions, as such scripts do:
+    once to count, once to number, users one after the other."""
+    of_user, of_item = Counter[str](), Counter[str]()
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            user, item = line.split()
+            of_user[user] += 1
+            of_item[item] += 1
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    sequences: dict[int, list[int]] = defaultdict(list)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            user, item = line.split()
+            if of_user[user] >= min_user and of_item[item] >= min_item:
+                number = users.setdefault(user, len(users) + 1)
+                sequences[number].append(items.setdefault(item, len(items) + 1))
+    with open(to, "w", encoding="utf-8") as file:
+        for number, sequence in sequences.items():
+            for own in sequence:
+                file.write(f"{number} {own}\n")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from sasrec.errors import UserError
-from sasrec.report.figures import BLUE, ORANGE, WIDTH
+from sasrec.report.figures import BLUE, ORANGE, WIDTH, size_ticks
 
 COLUMNS = (
     "data", "setting", "threads", "what", "variant", "measure", "unit", "median", "q1", "q3", "rounds",
@@ -137,18 +138,18 @@ def facts(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A row of panels for each group: shares of the plain code, and methods in terms of full precision."""
+    """A row of panels for each group: this project against the plain code, and methods against full precision."""
     found = groups(rows)
     shown = [[thing for thing in THINGS if _ratio(own, thing, FULL, "of_plain")] for own in found.values()]
     heights = [max(len(things), len(methods(own)), 1) for things, own in zip(shown, found.values(), strict=True)]
     figure = Figure(figsize=(1.5 * WIDTH, 0.6 + sum(1.1 + 0.3 * height for height in heights)), layout="constrained")
     panels = figure.subplots(len(found), 2, squeeze=False, height_ratios=[h + 2.5 for h in heights], width_ratios=(3, 2))
     for (left, right), things, own in zip(panels, shown, found.values(), strict=True):
-        data, setting = own[0]["data"], own[0]["setting"]
-        _bars(left, {THINGS[thing]: _ratio(own, thing, FULL, "of_plain") for thing in things}, BLUE)
-        left.set_title(f"{data}, {setting}: share of the plain code")
-        _bars(right, {name: _ratio(own, ("step", "time"), name, "of_full") for name in methods(own)}, ORANGE)
-        right.set_title("step / full precision")
+        data, setting, length = own[0]["data"], own[0]["setting"], own[0]["shape"].split(",")[0]
+        _dots(left, {THINGS[thing]: _ratio(own, thing, FULL, "of_plain") for thing in things}, BLUE)
+        left.set_title(f"{data}, {setting} ({length}): against the plain code")
+        _dots(right, {name: _ratio(own, ("step", "time"), name, "of_full") for name in methods(own)}, ORANGE)
+        right.set_title("step against full precision")
     return figure
 
 
@@ -157,16 +158,23 @@ def _ratio(rows: Sequence[Row], thing: tuple[str, str], variant: str, base: str)
     return None if row is None or not row[base] else (float(row[base]), float(row[f"{base}_q1"]), float(row[f"{base}_q3"]))
 
 
-def _bars(axes: Axes, ratios: Mapping[str, tuple[float, float, float] | None], colour: str) -> None:
-    """Bars with quartiles and the median beside them; a dashed line at 1."""
+def _dots(axes: Axes, ratios: Mapping[str, tuple[float, float, float] | None], colour: str) -> None:
+    """Medians with quartiles and the number beside them, on a logarithmic axis, with a line to 1 from each."""
     values = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     for i, (median, q1, q3) in enumerate(values.values()):
-        axes.barh(i, median, 0.65, color=colour)
+        axes.plot([1, median], [i, i], color=colour, linewidth=1, alpha=0.5)
         axes.plot([q1, q3], [i, i], color="#333333", linewidth=1.6)
-        axes.annotate(f"{median:.2f}", (max(q3, median), i), (4, 0), textcoords="offset points", va="center", fontsize=9.5)
+        axes.plot([median], [i], "o", color=colour, markersize=6.5, zorder=3)
+        axes.annotate(f"{median:.2f}", (median, i), (0, 6), textcoords="offset points", ha="center", fontsize=9)
     axes.set_yticks(range(len(values)), list(values))
-    axes.set_ylim(max(len(values), 1) - 0.4, -0.6)
+    axes.set_ylim(max(len(values), 1) - 0.4, -0.8)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color="#333333", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_xlim(0, 1.2 * max([1.0, *(ratio[2] for ratio in values.values())]))
+    edges = [edge for ratio in values.values() for edge in ratio[1:]] + [1.0]
+    low, high = min(edges) / 1.15, max(edges) * 1.15
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(size_ticks(low, high))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
