@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sasrec.bench import alone, settings, works
+from sasrec.bench import FULL, PLAIN, alone, settings, works
 from sasrec.bench.plain import refuse
 from sasrec.bench.rounds import Spread, Timed, in_turns, ratio, seconds_text
 from sasrec.bench.settings import Setting
-from sasrec.bench.works import FULL, PLAIN, Methods
+from sasrec.bench.works import Methods
 from sasrec.config import Study, unknown
 from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError

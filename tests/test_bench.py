@@ -283,7 +283,7 @@ def test_the_whole_command(project: Run) -> None:
 
 def test_a_made_up_catalogue_needs_no_data_and_has_steps_alone(project: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(NAMED["large"], model=replace(SHAPE, block="original"), random_items=50)
-    monkeypatch.setitem(settings.NAMED, "large", replace(tiny, train=replace(PAPER, batch_size=4)))  # type: ignore[arg-type]
+    monkeypatch.setitem(settings.NAMED, "large", replace(tiny, train=replace(PAPER, batch_size=4)))
     project("--setting", "large", "--rounds", "3")
     rows = speed.read(command.TABLE)
     assert {(row["what"], row["data"], row["items"]) for row in rows} == {("step", "random", "50")}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from sasrec.bench import settings
+from sasrec.bench import BFLOAT16, FULL, PLAIN, settings
 from sasrec.bench.plain import PlainSASRec, PlainTraining, full_ranks, sampled_ranks
 from sasrec.bench.plain_data import Data
 from sasrec.bench.settings import Setting
@@ -20,7 +20,6 @@ from sasrec.quant.calibration import calibration
 from sasrec.training import Extras, Trainer
 
 CPU = torch.device("cpu")
-PLAIN, FULL, BFLOAT16 = "plain", "float32", "bfloat16"
 Works = dict[str, Callable[[], object]]
 
 

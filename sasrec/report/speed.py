@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from sasrec.bench import BFLOAT16, FULL, PLAIN
 from sasrec.errors import UserError
 from sasrec.report.figures import BLUE, ORANGE, WIDTH, size_ticks
 
@@ -20,8 +21,6 @@ KEY = ("data", "setting", "threads", "what", "variant", "measure")
 Row = Mapping[str, str]
 Group = tuple[str, str, str]  # data, setting, threads
 
-# Variants by what they are called in the rows.
-PLAIN, FULL, BFLOAT16 = "plain", "float32", "bfloat16"
 # Things measured beside the plain code, and their words.
 THINGS = {
     ("prepare", "time"): "prepare the data",
@@ -147,9 +146,9 @@ def draw(rows: Sequence[Row]) -> Figure:
     for (left, right), things, own in zip(panels, shown, found.values(), strict=True):
         data, setting, length = own[0]["data"], own[0]["setting"], own[0]["shape"].split(",")[0]
         _dots(left, {THINGS[thing]: _ratio(own, thing, FULL, "of_plain") for thing in things}, BLUE)
-        left.set_title(f"{data}, {setting} ({length}): against the plain code")
+        left.set_title(f"{data}, {setting} ({length}): here / plain")
         _dots(right, {name: _ratio(own, ("step", "time"), name, "of_full") for name in methods(own)}, ORANGE)
-        right.set_title("step against full precision")
+        right.set_title("step / full precision")
     return figure
 
 
