@@ -31,7 +31,7 @@ from sasrec.bench.plain import refuse
 from sasrec.bench.rounds import Spread, Timed, in_turns, ratio, seconds_text
 from sasrec.bench.settings import Setting
 from sasrec.bench.works import Methods
-from sasrec.config import Study, unknown
+from sasrec.config import Study, TrainParams, unknown
 from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.files import write_text
@@ -90,8 +90,8 @@ class Bench:
             yield from self.processes("evaluate process", "evaluate", told, times=False)
 
     @property
-    def train(self) -> object:
-        """For the processes: with the batch size of the plain code, too."""
+    def train(self) -> TrainParams:
+        """With the size that batches really have."""
         return dataclasses.replace(self.setting.train, batch_size=self.size, min_batches=1)
 
     def timed(self, what: str, of: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Iterator[Row]:
@@ -135,7 +135,7 @@ class Bench:
             "users": str(self.store.users),
             "items": str(self.store.items_count),
             "interactions": str(len(self.store.items)),
-            "shape": self.setting.shape,
+            "shape": dataclasses.replace(self.setting, train=self.train).shape,
             "bits": str(self.methods.quant.bits),
             "threads": str(self.threads),
             "cpu": processor(),
