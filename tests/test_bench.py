@@ -268,7 +268,7 @@ def test_the_whole_command(project: Run) -> None:
         and lsq["data"] == "sample"
         and lsq["users"] == str(Sequences.load("data/prepared").users)
     )
-    assert "batch 1, cross_entropy, windows all" in lsq["shape"]  # of few users each has a batch, for 50 in an epoch
+    assert "batch 5, cross_entropy, windows all" in lsq["shape"]  # not 128: an epoch of few windows has 50 batches, too
     assert "step, round 9 of 9: plain" in said and "prepare, round 3 of 3" in said
     assert command.TABLE.with_suffix(".png").stat().st_size < 1_000_000
     # Again in part: those rows are replaced, the others stay.
