@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: study setup test check tune clean
+.PHONY: study setup test check tune bench clean
 
 study: setup
 	python -m stages.check
@@ -28,6 +28,11 @@ test: setup
 
 tune: setup
 	python -m stages.tune
+
+# What preparing, training and evaluation cost on this machine, beside a plain implementation; more: python -m stages.bench --help
+bench: setup
+	python -m stages.bench
+	python -m sasrec.report.readme
 
 clean:
 	rm -rf data/raw data/prepared data/preflight.txt data/models data/exported data/evaluated data/resume data/logs

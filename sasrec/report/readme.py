@@ -20,6 +20,7 @@ from sasrec.files import read_json, write_text
 from sasrec.report import widths as grid
 from sasrec.report.results import BASELINES
 from sasrec.report.shapes import shapes
+from sasrec.report.speed import speed
 from sasrec.report.tables import percent_text, size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
@@ -219,7 +220,7 @@ def filled(text: str, document: Path) -> str:
         if kind in OPTIONAL:
             content = OPTIONAL[kind](path, document) if path.exists() else ""
         else:
-            makers = {"reference": summary, "shapes.csv": shapes}
+            makers = {"reference": summary, "shapes.csv": shapes, "speed.csv": speed}
             make = makers.get(path.name, plain if path.suffix == ".csv" else table)
             content = make(path)
         return f"{match[1]}{content}{match[4]}"
