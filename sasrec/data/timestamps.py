@@ -41,6 +41,11 @@ def to_integers(column: pa.ChunkedArray) -> Array:
     raise ValueError(f"a column of type {kind} holds no times")
 
 
+def one_by_one(kind: pa.DataType) -> bool:
+    """Whether each value of this type becomes the same number whatever the others are."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
 def is_time(text: str) -> bool:
     """Whether one value, as text, is a time that `to_integers` reads."""
     try:

@@ -47,9 +47,9 @@ def test_order_is_by_time_and_file_order_on_ties() -> None:
     built = build(source, PrepareParams(**KEEP_ALL))
     assert named(source, built) == {"u": "bdca", "v": "a"}
     # Ids in order of first appearance in the file: c, a, b, d.
-    assert built.items.tolist() == [3, 4, 1, 2, 2]
+    assert built.items[:].tolist() == [3, 4, 1, 2, 2]
     assert built.offsets.tolist() == [0, 4, 5]
-    assert built.timestamps is not None and built.timestamps.tolist() == [1, 1, 2, 2, 9]
+    assert built.timestamps is not None and built.timestamps[:].tolist() == [1, 1, 2, 2, 9]
     assert built.stats["ties"] == 4 and built.stats["last_two_tie"] == 1
 
 

@@ -27,13 +27,13 @@ def as_rows(table: Table) -> list[tuple[Any, ...]]:
     n = len(table)
     ratings = [None] * n if table.ratings is None else table.ratings.tolist()
     times = [None] * n if table.timestamps is None else table.timestamps.tolist()
-    users = [table.user_ids[code] for code in table.users.tolist()]
-    items = [table.item_ids[code] for code in table.items.tolist()]
+    users = [table.user_ids[code] for code in table.users[:].tolist()]
+    items = [table.item_ids[code] for code in table.items[:].tolist()]
     return list(zip(users, items, ratings, times, strict=True))
 
 
 def read(path: Path, format_name: str, params: DatasetParams = ANY_FILE) -> Table:
-    return READERS[format_name](path, params)
+    return READERS[format_name](path, params, None)
 
 
 def write(path: Path, rows: list[Row], format_name: str) -> None:
