@@ -16,8 +16,8 @@ ROUNDS = 5  # of drawing by popularity with repetition, before the rest is drawn
 
 @dataclass(frozen=True)
 class _Seen:
-    """What users first, first + 1, ... have seen, as keys `user * stride + item` in ascending order, users counted from the first; `starts`:
-    where each begins in `keys`."""
+    """What users first, first + 1, ... have seen, as keys `user * stride + item` in ascending order, users counted from the
+    first; `starts`: where each begins in `keys`."""
 
     first: int
     stride: int

@@ -17,7 +17,7 @@ class Codes:
     """The distinct values of a column by first appearance, as they become known."""
 
     def __init__(self) -> None:
-        self.ids = pa.array([], pa.string())
+        self.ids = pa.nulls(0, pa.string())  # pa.array would import pandas
 
     def encode(self, column: pa.ChunkedArray) -> Array:
         """int32 (rows,): the place of each value in `ids`. No value may be null."""
@@ -26,7 +26,7 @@ class Codes:
         # A dictionary of integers has far fewer values to write as text than the column.
         column = column.cast(pa.dictionary(pa.int32(), pa.string()))
         # Unified in the order of the chunks: what was known keeps its place, what is new follows.
-        known = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self.ids)
+        known = pa.DictionaryArray.from_arrays(pa.nulls(0, pa.int32()), self.ids)
         unified = pa.chunked_array([known, *column.chunks]).unify_dictionaries()
         self.ids = unified.chunk(0).dictionary
         return np.concatenate([numbers(chunk.indices) for chunk in unified.chunks])

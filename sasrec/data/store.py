@@ -45,14 +45,11 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         save_array(folder / "test.npy", parts.test)
         save_array(folder / "validation.npy", parts.validation)
         unseen = Unseen(items, offsets, n_items, folder)
-        asked, few = parts.test[:, 0], {}
+        asked, asked_before = parts.test[:, 0], parts.validation[:, 0]
+        few = {}
         for name, users, drawn in (
             ("negatives", asked, unseen.draw(asked, params.candidates, [params.seed, 0])),
-            (
-                "validation_negatives",
-                parts.validation[:, 0],
-                unseen.draw(parts.validation[:, 0], params.candidates, [params.seed, 1]),
-            ),
+            ("validation_negatives", asked_before, unseen.draw(asked_before, params.candidates, [params.seed, 1])),
             ("popular_negatives", asked, unseen.draw_popular(asked, params.candidates, counts, [params.seed, 2])),
         ):
             few[name] = _save_candidates(folder / f"{name}.npy", (len(users), params.candidates), drawn)

@@ -25,8 +25,8 @@ Row = tuple[str, str, int, int]
 def as_rows(table: Table) -> list[tuple[Any, ...]]:
     """(user, item, rating, timestamp) in the order of the file; what is not there is None."""
     n = len(table)
-    ratings = [None] * n if table.ratings is None else table.ratings.tolist()
-    times = [None] * n if table.timestamps is None else table.timestamps.tolist()
+    ratings = [None] * n if table.ratings is None else table.ratings[:].tolist()
+    times = [None] * n if table.timestamps is None else table.timestamps[:].tolist()
     users = [table.user_ids[code] for code in table.users[:].tolist()]
     items = [table.item_ids[code] for code in table.items[:].tolist()]
     return list(zip(users, items, ratings, times, strict=True))
@@ -145,7 +145,7 @@ def test_times_keep_their_order(tmp_path: Path, written: list[str], expected: li
     path.write_text("user,item,timestamp\n" + "".join(f"u,i,{time}\n" for time in written), encoding="utf-8")
     table = read(path, "table")
     assert table.timestamps is not None
-    assert table.timestamps.tolist() == expected
+    assert table.timestamps[:].tolist() == expected
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
