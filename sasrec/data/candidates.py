@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sasrec.data.spool import Column, user_ranges
-from sasrec.data.table import Array, Numbers
+from sasrec.data.spool import Array, Column, user_ranges
+from sasrec.data.table import Numbers
 
 CHUNK = 1 << 22  # cells handled at a time; another number draws other candidates
 ROWS = 1 << 21  # of what was seen, held at a time

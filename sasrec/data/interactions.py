@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from sasrec.config import PrepareParams
-from sasrec.data.spool import CHUNK, Column, user_ranges
-from sasrec.data.table import Array, Numbers, Table
+from sasrec.data.spool import CHUNK, Array, Column, user_ranges
+from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
 
 EVALUABLE = 3  # interactions of a user for leave-one-out: one to test on, one to validate on, one to start from

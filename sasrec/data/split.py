@@ -7,8 +7,8 @@ import numpy as np
 
 from sasrec.config import PrepareParams
 from sasrec.data.interactions import EVALUABLE, Interactions
-from sasrec.data.spool import CHUNK, user_ranges
-from sasrec.data.table import Array, Numbers
+from sasrec.data.spool import CHUNK, Array, user_ranges
+from sasrec.data.table import Numbers
 from sasrec.errors import UserError
 
 

@@ -35,7 +35,7 @@ class Column:
             return np.array(np.memmap(self._file, self.dtype, "r", shape=(self._length,))[rows])
         begin, end, step = rows.indices(self._length)
         values = np.empty(max(0, end - begin), self.dtype)
-        _read(self._file.fileno(), memoryview(values.view(np.uint8)), begin * self.dtype.itemsize)
+        _read(self._file.fileno(), values.view(np.uint8).data, begin * self.dtype.itemsize)
         return values if step == 1 else values[::step]
 
     def append(self, values: Array) -> None:
@@ -44,7 +44,7 @@ class Column:
 
     def write(self, begin: int, values: Array) -> None:
         """Put `values` at `begin`; within the length, or at its end by `append`."""
-        data = memoryview(np.ascontiguousarray(values, self.dtype).view(np.uint8))
+        data = np.ascontiguousarray(values, self.dtype).view(np.uint8).data
         place = begin * self.dtype.itemsize
         while data:
             written = os.pwrite(self._file.fileno(), data, place)

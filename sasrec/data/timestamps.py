@@ -7,7 +7,8 @@ from datetime import datetime
 import numpy as np
 import pyarrow as pa
 
-from sasrec.data.table import Array, to_numpy
+from sasrec.data.spool import Array
+from sasrec.data.table import to_numpy
 
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}:?\d{2})?)?")
 SCALES = (1_000_000, 1_000_000_000)  # seconds as microseconds, as nanoseconds

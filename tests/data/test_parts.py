@@ -68,7 +68,7 @@ def write(path: Path, rows: list[Row], times: bool, ratings: bool) -> None:
         pa.parquet.write_table(pa.table(columns), path, row_group_size=7)
     else:
         lines = [names, *kept]
-        path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
+        path.write_text("".join(",".join(str(value) for value in line) + "\n" for line in lines), encoding="utf-8")
 
 
 def allowed(params: dict[str, Any], times: bool, ratings: bool) -> dict[str, Any]:
