@@ -13,7 +13,6 @@ from sasrec.errors import UserError
 from sasrec.report.figures import BLUE, GREY, ORANGE, WIDTH
 
 Row = Mapping[str, str]
-LIMIT = 1.3  # of linear
 
 
 def slopes(rows: Sequence[Row], column: str) -> list[float]:
@@ -45,7 +44,7 @@ def _panel(axes: Axes, rows: Sequence[Row], column: str, title: str, colour: str
 
 
 def scale_table(path: Path, document: Path) -> str:
-    """Markdown: the figure, and a row a size. The last column but one compares with the row above."""
+    """Markdown: the figure, and a row a size. "times linear" compares with the row above."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

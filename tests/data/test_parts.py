@@ -62,7 +62,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 
 def write(path: Path, rows: list[Row], times: bool, ratings: bool) -> None:
     names = ["user", "item", *["timestamp"] * times, *["rating"] * ratings, "category"]
-    kept = [[row[0], row[1], *[row[2]] * times, *[row[3]] * ratings, row[4]] for row in rows]
+    kept: list[list[Any]] = [[row[0], row[1], *[row[2]] * times, *[row[3]] * ratings, row[4]] for row in rows]
     if path.suffix == ".parquet":
         columns = {name: [row[i] for row in kept] for i, name in enumerate(names)}
         pa.parquet.write_table(pa.table(columns), path, row_group_size=7)
