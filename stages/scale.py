@@ -39,6 +39,15 @@ DEFAULT = (1_000_000, 10_000_000, 100_000_000)
 AT_A_TIME = 1 << 18
 STUDY = {"models": ["sasrec"], "quantized": [], "variants": ["sasrec"], "seeds": [0], "per_model": {"sasrec": {}}}
 
+# A process counts the memory of the one that started it as its own; this one is small.
+LAUNCH = (
+    "import json, resource, subprocess, sys\n"
+    "status = subprocess.run(sys.argv[2:]).returncode\n"
+    "usage = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+    "json.dump([usage.ru_utime + usage.ru_stime, usage.ru_maxrss], open(sys.argv[1], 'w'))\n"
+    "sys.exit(status)"
+)
+
 
 def write(path: Path, rows: int) -> None:
     """A csv file of `rows` interactions, 100 a user and 1,000 an item on average: activity of users is lognormal, that of items
@@ -73,14 +82,16 @@ def measure(rows: int, parent: Path | None) -> dict[str, str]:
         )
         write_text(folder / "params.yaml", yaml.safe_dump(STUDY | {"dataset": {"name": "file"}}))
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "stages.prepare"], cwd=folder, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+        ended = subprocess.run(
+            [sys.executable, "-c", LAUNCH, "usage.json", sys.executable, "-m", "stages.prepare"],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+            check=False,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - begun
-        if process.returncode:
-            raise UserError(f"preparing {rows} rows ended with status {process.returncode}; what it said is above")
+        if ended.returncode:
+            raise UserError(f"preparing {rows} rows ended with status {ended.returncode}; what it said is above")
+        cpu_seconds, peak = read_json(folder / "usage.json")
         prepared = folder / "data" / "prepared"
         stats = read_json(prepared / "stats.json")
         return {
@@ -89,9 +100,9 @@ def measure(rows: int, parent: Path | None) -> dict[str, str]:
             "items": str(stats["items"]),
             "file_bytes": str(file.stat().st_size),
             "seconds": f"{seconds:.2f}",
-            "cpu_seconds": f"{usage.ru_utime + usage.ru_stime:.2f}",
+            "cpu_seconds": f"{cpu_seconds:.2f}",
             # Kilobytes on Linux, bytes on macOS.
-            "peak_mb": f"{usage.ru_maxrss / (1 << 20 if sys.platform == 'darwin' else 1 << 10):.0f}",
+            "peak_mb": f"{peak / (1 << 20 if sys.platform == 'darwin' else 1 << 10):.0f}",
             "prepared_bytes": str(sum(path.stat().st_size for path in prepared.iterdir())),
             "cpu": processor(),
             "python": platform.python_version(),

@@ -21,8 +21,9 @@ def test_rows_are_measured_and_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     command.main()
     first, second = csv.DictReader(table.read_text().splitlines())
     assert second == kept
-    assert (first["rows"], first["users"]) == ("10000", "100") and 900 < int(first["items"]) <= 1000
+    assert (first["rows"], first["users"]) == ("10000", "99") and 300 < int(first["items"]) < 1000
     assert float(first["cpu_seconds"]) > 0 and float(first["peak_mb"]) > 30 and int(first["prepared_bytes"]) > 20 * 9_000
+    assert float(first["peak_mb"]) < 200, "not the memory of this process"
     assert {path.name for path in tmp_path.iterdir()} == {"scale.csv", "scale.png"}, "made files are removed"
 
 
@@ -44,7 +45,7 @@ def test_the_table_compares_with_linear(tmp_path: Path) -> None:
         dict.fromkeys(command.COLUMNS, "7") | {"rows": str(n), "cpu_seconds": seconds}
         for n, seconds in ((1000, "2"), (10_000, "10"), (20_000, "26"))
     ]
-    assert slopes(rows, "cpu_seconds") == [0.5, 1.3]
+    assert slopes(rows, "cpu_seconds") == pytest.approx([0.5, 1.3])
     (tmp_path / "scale.csv").write_text(command.as_csv(rows))
     text = scale_table(tmp_path / "scale.csv", tmp_path / "README.md")
     assert text.startswith("![") and "(scale.png)" in text

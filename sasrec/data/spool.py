@@ -29,14 +29,22 @@ class Column:
 
     def __getitem__(self, rows: slice | Array) -> Array:
         if not isinstance(rows, slice):
-            if not len(rows):
-                return np.zeros(0, self.dtype)
-            # Mapped for as long as it takes to look up, so that pages read do not count as memory for longer.
-            return np.array(np.memmap(self._file, self.dtype, "r", shape=(self._length,))[rows])
+            return self._looked_up(rows)
         begin, end, step = rows.indices(self._length)
         values = np.empty(max(0, end - begin), self.dtype)
         _read(self._file.fileno(), values.view(np.uint8).data, begin * self.dtype.itemsize)
         return values if step == 1 else values[::step]
+
+    def _looked_up(self, places: Array) -> Array:
+        """The values at `places`, in one pass through the column."""
+        values = np.empty(len(places), self.dtype)
+        order = np.argsort(places, kind="stable")
+        ascending = places[order]
+        for begin in range(0, self._length, CHUNK):
+            first, last = np.searchsorted(ascending, [begin, begin + CHUNK])
+            if first < last:
+                values[order[first:last]] = self[begin : begin + CHUNK][ascending[first:last] - begin]
+        return values
 
     def append(self, values: Array) -> None:
         self.write(self._length, values)
