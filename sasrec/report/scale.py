@@ -28,7 +28,7 @@ def scale_figure(rows: Sequence[Row]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True)
     _panel(above, rows, "cpu_seconds", "Seconds of the processor to prepare", BLUE)
     _panel(below, rows, "peak_mb", "Most memory of the process, MB", ORANGE)
-    below.set_xlabel("interactions", fontsize=10)
+    below.set_xlabel("interactions; dashed: growing as they do", fontsize=10)
     return figure
 
 
@@ -38,9 +38,10 @@ def _panel(axes: Axes, rows: Sequence[Row], column: str, title: str, colour: str
     axes.loglog(sizes, values[0] * sizes / sizes[0], color=GREY, linestyle=(0, (4, 3)), linewidth=1.2)
     axes.loglog(sizes, values, "o-", color=colour, markersize=6.5)
     for size, value in zip(sizes, values, strict=True):
-        axes.annotate(f"{value:.3g}", (size, value), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=10)
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        axes.annotate(text, (size, value), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=10)
     axes.margins(x=0.08, y=0.22)
-    axes.set_title(f"{title}; dashed: as the rows grow")
+    axes.set_title(title)
 
 
 def scale_table(path: Path, document: Path) -> str:
