@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sasrec.data.table import Array, encode
+from sasrec.data.spool import CHUNK
+from sasrec.data.table import Numbers
 
 Categories = dict[str, tuple[str, ...]]
 
@@ -42,19 +43,23 @@ class BadCategory(ValueError):
 
 
 def per_item(
-    items: Array, item_ids: Sequence[str], column: pa.ChunkedArray, separator: str | None = None
+    items: Numbers, item_ids: Sequence[str], codes: Numbers, cells: Sequence[str], separator: str | None = None
 ) -> tuple[Categories, str]:
     """Categories of each item: those of its first row that has any; and a note on what was taken for granted, or "".
 
-    items: int32 (rows,), codes of `item_ids`. column: (rows,) text, numbers, or lists of these. Raises BadCategory.
+    items, codes: int32 (rows,), the places of each row's item and cell in `item_ids` and `cells`. Raises BadCategory.
     """
-    codes, cells = encode(as_text(column))
     names, how = parsed(codes, cells, separator)
-    filled = np.array([bool(own) for own in names], bool)[codes] if names else np.zeros(0, bool)
-    rows = np.flatnonzero(filled)
+    filled = np.array([bool(own) for own in names], bool)
     category = np.full(len(item_ids), -1, np.int64)
-    category[items[rows[::-1]]] = codes[rows[::-1]]  # of repeated indices the last one stays
-    differ = len(np.unique(items[rows][codes[rows] != category[items[rows]]]))
+    others = np.zeros(len(item_ids), bool)
+    for begin in range(0, len(codes), CHUNK):
+        item, own = items[begin : begin + CHUNK], codes[begin : begin + CHUNK]
+        item, own = item[filled[own]], own[filled[own]]
+        new = category[item] < 0
+        category[item[new][::-1]] = own[new][::-1]  # of repeated indices the last one stays
+        others[item[own != category[item]]] = True
+    differ = int(others.sum())
     notes = [how] if how else []
     if differ:
         notes.append(f"{differ} of {len(item_ids)} items have other categories in other rows; those of the first row count")
@@ -68,12 +73,10 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
             [json.dumps(row, ensure_ascii=False, default=str) if row else "" for row in c.to_pylist()] for c in column.chunks
         ]
         return pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks], pa.string())
-    if pa.types.is_dictionary(column.type) and not column.null_count:
-        return column
     return column.cast(pa.string()).fill_null("")
 
 
-def parsed(codes: Array, cells: Sequence[str], separator: str | None) -> tuple[list[tuple[str, ...]], str]:
+def parsed(codes: Numbers, cells: Sequence[str], separator: str | None) -> tuple[list[tuple[str, ...]], str]:
     """The names in each distinct cell, and a note where a separator was recognised that is not always one."""
     lists: dict[int, list[str]] = {}
     for i, cell in enumerate(cells):
@@ -81,13 +84,21 @@ def parsed(codes: Array, cells: Sequence[str], separator: str | None) -> tuple[l
             if (own := elements(cell.strip())) is not None:
                 lists[i] = own
         except ValueError as error:
-            raise BadCategory(str(error), cell, int(np.flatnonzero(codes == i)[0])) from None
+            raise BadCategory(str(error), cell, first_row(codes, i)) from None
     plain = [cell for i, cell in enumerate(cells) if i not in lists and cell not in MISSING]
     by = recognised(plain) if separator is None else "" if separator == "none" else WORDS.get(separator, separator)
     names = [named(lists[i] if i in lists else cell.split(by) if by else [cell]) for i, cell in enumerate(cells)]
     if separator is None and by not in ("", "|"):
         return names, f"categories are split at '{by}'; if that is part of their names, set dataset.category_separator to none"
     return names, ""
+
+
+def first_row(codes: Numbers, code: int) -> int:
+    """The first row with that code, which some row has."""
+    for begin in range(0, len(codes), CHUNK):
+        if (same := codes[begin : begin + CHUNK] == code).any():
+            return begin + int(np.argmax(same))
+    raise ValueError(f"no row has the code {code}")
 
 
 def named(parts: Sequence[str]) -> tuple[str, ...]:

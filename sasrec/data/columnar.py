@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +10,44 @@ import numpy as np
 import pyarrow as pa
 
 from sasrec.config import Columns
-from sasrec.data.categories import BadCategory, Categories, per_item
+from sasrec.data.categories import BadCategory
+from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found, find
 from sasrec.data.explain import bad_line, open_text, quote
-from sasrec.data.table import Table, encode, to_numpy
-from sasrec.data.timestamps import to_integers
+from sasrec.data.spool import CHUNK
+from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
 
 JSON_BLOCK = 32 << 20  # bytes; one line must fit
+BATCH = 1 << 18  # rows decoded at a time
 KINDS = {list: "a list", str: "text", int: "a number", float: "a number", dict: "an object", bool: "a truth value"}
 
 
-def read_parquet(path: Path, columns: Columns, category_separator: str | None = None) -> Table:
-    """Read a parquet file with named columns. Raises UserError naming the column or the first bad row."""
+def read_parquet(path: Path, columns: Columns, folder: Path | None = None, category_separator: str | None = None) -> Table:
+    """Read a parquet file with named columns. Raises UserError naming the column or the first bad row. folder: where the
+    columns go, in temporary files; by default where the system keeps them."""
     import pyarrow.parquet  # here: no other format needs it
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        found = find(columns, names, path)
-        parsed = file.read([names[position] for _, position in found.present()])
+        # Not buffered ahead: one row group's columns are enough memory.
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            wanted = {what: names[position] for what, position in find(columns, names, path).present()}
+            batches = file.iter_batches(BATCH, columns=list(wanted.values()))
+            return _table(path, batches, wanted, "row", folder, category_separator)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{path} is not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
     except OSError as error:
         if error.errno is not None:
             raise
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again") from None
-    return _table(path, {what: parsed.column(names[position]) for what, position in found.present()}, "row", category_separator)
 
 
-def read_jsonl(path: Path, columns: Columns, own: bool = True, category_separator: str | None = None) -> Table:
-    """Read one JSON object per line, plain or .gz, with named keys. Raises UserError naming the first bad line."""
+def read_jsonl(
+    path: Path, columns: Columns, own: bool = True, folder: Path | None = None, category_separator: str | None = None
+) -> Table:
+    """Read one JSON object per line, plain or .gz, with named keys. Raises UserError naming the first bad line. folder: as for
+    parquet."""
     import pyarrow.json
 
     found, names = _keys(path, columns, own)
@@ -55,8 +62,13 @@ def read_jsonl(path: Path, columns: Columns, own: bool = True, category_separato
         compression = "gzip" if path.name.lower().endswith(".gz") else None
         try:
             with pa.input_stream(str(path), compression=compression) as stream:
-                parsed = pyarrow.json.read_json(stream, pyarrow.json.ReadOptions(block_size=JSON_BLOCK), options)
-            return _table(path, {what: parsed.column(name) for what, name in wanted.items()}, "line", category_separator)
+                size = pyarrow.json.ReadOptions(block_size=JSON_BLOCK)
+                if schema is not None:
+                    reader = pyarrow.json.open_json(stream, size, options)
+                    return _table(path, reader, wanted, "line", folder, category_separator)
+                # The types of a file are known when all of it was seen.
+                batches = pyarrow.json.read_json(stream, size, options).to_batches()
+                return _table(path, batches, wanted, "line", folder, category_separator)
         except (pa.ArrowInvalid, KeyError) as error:
             reason = str(error)
         except OSError as error:
@@ -72,57 +84,85 @@ class _BadRow(Exception):
     """A value is missing or is not of its kind; the slow pass names it."""
 
 
-def _table(path: Path, at: Mapping[str, pa.ChunkedArray], unit: str, category_separator: str | None) -> Table:
-    """The table of the columns `at`; `unit`: what a row is called in messages."""
+def _table(
+    path: Path,
+    batches: Iterable[pa.RecordBatch],
+    wanted: Mapping[str, str],
+    unit: str,
+    folder: Path | None,
+    category_separator: str | None,
+) -> Table:
+    """The table of the columns `wanted`, named by what they hold; `unit`: what a row is called in messages."""
+    found = Collector(folder)
 
-    def bad(what: str, wrong: np.ndarray | None, problem: str) -> Exception:
+    def bad(what: str, row: int | None, problem: str) -> Exception:
         if unit == "line":
             return _BadRow()
-        place = f", row {int(np.flatnonzero(wrong)[0]) + 1}" if wrong is not None and wrong.any() else ""
+        place = "" if row is None else f", row {row + 1}"
         return UserError(f"{path}{place}: the {what} {problem}; correct or remove the row and run again")
 
-    if not len(at["user"]):
-        raise UserError(f"{path} is empty: it has no interactions; give a file with at least one")
-    coded = {}
-    for what in ("user", "item"):
-        column = at[what]
-        if column.null_count:
-            raise bad(what, _missing(column), "id is missing")
-        if not (pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type)):
-            if pa.types.is_floating(column.type):
-                raise UserError(f"{path}: the {what} ids are fractions ({column.type}); write them as text or integers")
-            column = column.cast(pa.string())
-        codes, ids = encode(column)
-        if "" in ids:
-            raise bad(what, codes == ids.index(""), "id is empty")
-        coded[what] = codes, ids
-    timestamps = None
-    if "timestamp" in at:
-        missing = _missing(at["timestamp"])
+    for group in groups(batches, found.distinct):
+        at = {what: group.column(name) for what, name in wanted.items()}
+        for what in ("user", "item"):
+            if at[what].null_count:
+                raise bad(what, _first(_missing(at[what]), len(found)), "id is missing")
+            at[what] = _ids(path, what, at[what])
+        ratings = None
+        if "rating" in at:
+            ratings = _ratings(at["rating"], len(found), bad)
+        begin = len(found)
         try:
-            timestamps = to_integers(at["timestamp"])
+            found.add(at["user"], at["item"], at.get("timestamp"), ratings, at.get("category"))
         except (ValueError, pa.ArrowInvalid) as error:
-            raise bad("timestamp", missing, f"is missing or not a time ({error})") from None
-    ratings = None
-    if "rating" in at:
-        try:
-            values = to_numpy(at["rating"].cast(pa.float64()).fill_null(float("nan")))
-        except pa.ArrowInvalid as error:
-            raise bad("rating", None, f"is not a number ({error})") from None
-        if not np.isfinite(values).all():
-            raise bad("rating", ~np.isfinite(values), "is missing or not a finite number")
-        ratings = values.astype(np.float32)
-    (users, user_ids), (items, item_ids) = coded["user"], coded["item"]
-    categories: Categories = {}
-    note = ""
-    if "category" in at:
-        try:
-            categories, note = per_item(items, item_ids, at["category"], category_separator)
-        except BadCategory as error:
-            # Lines that are blank have no row.
-            place = f"row {error.row + 1}" if unit == "row" else f"object {error.row + 1}"
-            raise UserError(f"{path}, {place}: {error.problem}: {quote(error.cell)}; correct it and run again") from None
-    return Table(users, user_ids, items, item_ids, timestamps, ratings, categories=categories, note=note)
+            row = _first(_missing(at["timestamp"]), begin)
+            raise bad("timestamp", row, f"is missing or not a time ({error})") from None
+    if not len(found):
+        raise UserError(f"{path} is empty: it has no interactions; give a file with at least one")
+    try:
+        table = found.table(category_separator)
+    except BadCategory as error:
+        # Lines that are blank have no row.
+        place = f"row {error.row + 1}" if unit == "row" else f"object {error.row + 1}"
+        raise UserError(f"{path}, {place}: {error.problem}: {quote(error.cell)}; correct it and run again") from None
+    except (ValueError, pa.ArrowInvalid) as error:
+        row = _first(_missing(pa.chunked_array(found.times)), 0)
+        raise bad("timestamp", row, f"is missing or not a time ({error})") from None
+    for what, codes, ids in (("user", table.users, table.user_ids), ("item", table.items, table.item_ids)):
+        if "" in ids:
+            raise bad(what, _where(codes, ids.index("")), "id is empty")
+    return table
+
+
+def _ids(path: Path, what: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text, integers, or dictionaries with the values by first appearance."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        raise UserError(f"{path}: the {what} ids are fractions ({column.type}); write them as text or integers")
+    return column if pa.types.is_integer(column.type) else column.cast(pa.string())
+
+
+def _ratings(column: pa.ChunkedArray, begin: int, bad: Callable[[str, int | None, str], Exception]) -> np.ndarray:
+    """float32 (rows,); begin: the rows before."""
+    try:
+        values = to_numpy(column.cast(pa.float64()).fill_null(float("nan")))
+    except pa.ArrowInvalid as error:
+        raise bad("rating", None, f"is not a number ({error})") from None
+    if not np.isfinite(values).all():
+        raise bad("rating", _first(~np.isfinite(values), begin), "is missing or not a finite number")
+    return values.astype(np.float32)
+
+
+def _first(wrong: np.ndarray, begin: int) -> int | None:
+    """The first row that is wrong; `begin`: the rows before."""
+    return begin + int(np.argmax(wrong)) if wrong.any() else None
+
+
+def _where(codes: Numbers, code: int) -> int | None:
+    for begin in range(0, len(codes), CHUNK):
+        if (row := _first(codes[begin : begin + CHUNK] == code, begin)) is not None:
+            return row
+    return None
 
 
 def _missing(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Text files with one interaction per line and separated fields, read by pyarrow in several threads."""
+"""Text files with one interaction per line and separated fields, read by pyarrow a block at a time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from sasrec.data.categories import BadCategory, per_item
+from sasrec.data.categories import BadCategory
+from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found
 from sasrec.data.explain import bad_line, explain, quote, rows
-from sasrec.data.table import Table, encode, to_numpy
-from sasrec.data.timestamps import to_integers
+from sasrec.data.spool import CHUNK
+from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
 
 IDS = pa.dictionary(pa.int32(), pa.string())
-BLOCK = 4 << 20  # bytes parsed at a time by one thread
+BLOCK = 4 << 20  # bytes parsed at a time
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,17 @@ class Layout:
     category_separator: str | None = None
 
 
-def read(path: Path, layout: Layout) -> Table:
-    """Read the file at `path`, plain or .gz. Raises UserError naming the first bad line."""
+def read(path: Path, layout: Layout, folder: Path | None = None) -> Table:
+    """Read the file at `path`, plain or .gz. Raises UserError naming the first bad line. folder: where the columns go, in
+    temporary files; by default where the system keeps them."""
     try:
         try:
-            table = _parse(path, layout, pa.int64())
+            return _table(path, layout, pa.int64(), folder)
         except pa.ArrowInvalid:
             if layout.columns.timestamp is None:
                 raise
             # Not whole numbers: fractions and dates go through their text.
-            table = _parse(path, layout, pa.string())
-        return _checked(path, layout, table)
+            return _table(path, layout, pa.string(), folder)
     except BadCategory as error:
         raise _bad_category(path, layout, error) from None
     except (pa.ArrowInvalid, ValueError) as error:
@@ -53,7 +54,7 @@ def read(path: Path, layout: Layout) -> Table:
     raise explain(path, layout.separator, layout.quoted, layout.header, layout.fields, checks, reason)
 
 
-def _parse(path: Path, layout: Layout, timestamps: pa.DataType) -> pa.Table:
+def _open(path: Path, layout: Layout, timestamps: pa.DataType) -> pa.csv.CSVStreamingReader:
     # `::` is read as `:` with empty columns between, which the null type insists on.
     step = len(layout.separator)
     names = [f"f{i // step}" if i % step == 0 else f"gap{i // step}" for i in range(step * (layout.fields - 1) + 1)]
@@ -63,7 +64,7 @@ def _parse(path: Path, layout: Layout, timestamps: pa.DataType) -> pa.Table:
     source: object = str(path)
     if path.name.lower().endswith(".gz"):
         source = pa.input_stream(str(path), compression="gzip")
-    return pa.csv.read_csv(
+    return pa.csv.open_csv(
         source,
         read_options=pa.csv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=BLOCK),
         parse_options=pa.csv.ParseOptions(
@@ -84,27 +85,28 @@ def _has_quotes(path: Path) -> bool:
         return any(b'"' in block for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def _checked(path: Path, layout: Layout, parsed: pa.Table) -> Table:
+def _table(path: Path, layout: Layout, timestamps: pa.DataType, folder: Path | None) -> Table:
     """Raises ValueError where the slow pass will find the line."""
-    if not parsed.num_rows:
+    found = Collector(folder)
+    with _open(path, layout, timestamps) as batches:
+        for group in groups(batches, found.distinct):
+            at = {what: group.column(f"f{position}") for what, position in layout.columns.present()}
+            ratings = None
+            if "rating" in at:
+                if at["rating"].null_count:
+                    raise ValueError("a rating is missing")
+                ratings = to_numpy(at["rating"])
+                if not np.isfinite(ratings).all():
+                    raise ValueError("a rating is not finite")
+            found.add(at["user"], at["item"], at.get("timestamp"), ratings, at.get("category"))
+    if not len(found):
         raise ValueError("no interactions")
-    at = {what: parsed.column(f"f{position}") for what, position in layout.columns.present()}
-    users, user_ids = encode(at["user"])
-    items, item_ids = encode(at["item"])
-    if "" in user_ids or "" in item_ids:
+    table = found.table(layout.category_separator)
+    if "" in table.user_ids or "" in table.item_ids:
         raise ValueError("an id is empty")
-    timestamps = to_integers(at["timestamp"]) if "timestamp" in at else None
-    ratings = None
-    if "rating" in at:
-        if at["rating"].null_count:
-            raise ValueError("a rating is missing")
-        ratings = to_numpy(at["rating"])
-        if not np.isfinite(ratings).all():
-            raise ValueError("a rating is not finite")
-    if timestamps is not None and layout.columns.timestamp == layout.fields - 1:
-        _refuse_cut(path, layout, timestamps)
-    categories, note = per_item(items, item_ids, at["category"], layout.category_separator) if "category" in at else ({}, "")
-    return Table(users, user_ids, items, item_ids, timestamps, ratings, categories=categories, note=note)
+    if table.timestamps is not None and layout.columns.timestamp == layout.fields - 1:
+        _refuse_cut(path, layout, table.timestamps)
+    return table
 
 
 def _bad_category(path: Path, layout: Layout, error: BadCategory) -> UserError:
@@ -117,7 +119,7 @@ def _bad_category(path: Path, layout: Layout, error: BadCategory) -> UserError:
     return UserError(f"{path}: {error.problem}: {quote(error.cell)}")
 
 
-def _refuse_cut(path: Path, layout: Layout, timestamps: np.ndarray) -> None:
+def _refuse_cut(path: Path, layout: Layout, timestamps: Numbers) -> None:
     """A file cut in the middle of its last timestamp still parses. Without a line end, a time since 1970 that has fewer
     digits than all others gives it away."""
     if path.name.lower().endswith(".gz") or len(timestamps) < 2:
@@ -126,7 +128,9 @@ def _refuse_cut(path: Path, layout: Layout, timestamps: np.ndarray) -> None:
         file.seek(-1, 2)
         if file.read(1) in b"\r\n":
             return
-    last, shortest = abs(int(timestamps[-1])), int(np.abs(timestamps[:-1]).min())
+    before = len(timestamps) - 1
+    last = abs(int(timestamps[before:][0]))
+    shortest = min(int(np.abs(timestamps[a : min(a + CHUNK, before)]).min()) for a in range(0, before, CHUNK))
     if shortest >= 10**8 and len(str(last)) < len(str(shortest)):
         *_, (number, _, line) = rows(path, layout.separator, layout.quoted)
         raise bad_line(path, number, "the last line is cut short, its timestamp has lost digits", line)

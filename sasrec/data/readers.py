@@ -17,83 +17,89 @@ from sasrec.errors import UserError
 RATINGS = Found(user=0, item=1, rating=2, timestamp=3)
 
 
-def read(folder: Path, source: Source, params: DatasetParams) -> Table:
-    """Read the raw folder. Raises UserError naming file, line or column for anything that does not fit the format."""
+def read(folder: Path, source: Source, params: DatasetParams, scratch: Path | None = None) -> Table:
+    """Read the raw folder. scratch: where temporary files go, by default where the system keeps them. Raises UserError naming
+    file, line or column for anything that does not fit the format."""
     path = folder / source.file
     if not path.exists():
         raise UserError(f"{path} is missing; run the fetch stage again")
-    table = READERS[source.format](path, params)
+    table = READERS[source.format](path, params, scratch)
     names, categories = titles.read(folder, source.extras)
     return dataclasses.replace(table, titles=names, categories=categories or table.categories)
 
 
-def movielens_dat(path: Path, params: DatasetParams) -> Table:
+def movielens_dat(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """`user::item::rating::timestamp`, as in MovieLens 1M and 10M."""
-    return delimited.read(path, Layout("::", 4, RATINGS))
+    return delimited.read(path, Layout("::", 4, RATINGS), scratch)
 
 
-def movielens_tab(path: Path, params: DatasetParams) -> Table:
+def movielens_tab(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """user, item, rating, timestamp between tabs, as in MovieLens 100K."""
-    return delimited.read(path, Layout("\t", 4, RATINGS))
+    return delimited.read(path, Layout("\t", 4, RATINGS), scratch)
 
 
-def movielens_csv(path: Path, params: DatasetParams) -> Table:
+def movielens_csv(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """userId,movieId,rating,timestamp with that header, as in the newer MovieLens sets."""
-    return _named(path, Columns("userId", "movieId", "timestamp", "rating", None), ",", own=False)
+    return _named(path, Columns("userId", "movieId", "timestamp", "rating", None), ",", scratch, own=False)
 
 
-def amazon_2014(path: Path, params: DatasetParams) -> Table:
+def amazon_2014(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """user,item,rating,timestamp without a header."""
-    return delimited.read(path, Layout(",", 4, RATINGS))
+    return delimited.read(path, Layout(",", 4, RATINGS), scratch)
 
 
-def amazon_2023_csv(path: Path, params: DatasetParams) -> Table:
+def amazon_2023_csv(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """user_id,parent_asin,rating,timestamp with that header, timestamps in milliseconds."""
-    return _named(path, amazon_2023(params.columns), ",", own=False)
+    return _named(path, amazon_2023(params.columns), ",", scratch, own=False)
 
 
-def amazon_2023_jsonl(path: Path, params: DatasetParams) -> Table:
+def amazon_2023_jsonl(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """One review per line as a JSON object."""
-    return read_jsonl(path, amazon_2023(params.columns), own=False)
+    return read_jsonl(path, amazon_2023(params.columns), own=False, folder=scratch)
 
 
-def user_item(path: Path, params: DatasetParams) -> Table:
+def user_item(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """Two words per line, chronological."""
     with open_text(path) as file:
         first = next((line for line in file if line.strip()), "")
     separator = "\t" if "\t" in first else "," if "," in first and " " not in first.strip() else " "
-    return delimited.read(path, Layout(separator, 2, Found(user=0, item=1)))
+    return delimited.read(path, Layout(separator, 2, Found(user=0, item=1)), scratch)
 
 
-def sequences(path: Path, params: DatasetParams) -> Table:
+def sequences(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """`user item item ...`, one line per user."""
     return sequence_lines.read(path)
 
 
-def table(path: Path, params: DatasetParams) -> Table:
+def table(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """The user's own csv or tsv with a header."""
-    return _named(path, params.columns, params.separator, category_separator=params.category_separator)
+    return _named(path, params.columns, params.separator, scratch, category_separator=params.category_separator)
 
 
-def parquet(path: Path, params: DatasetParams) -> Table:
+def parquet(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """The user's own parquet."""
-    return read_parquet(path, params.columns, params.category_separator)
+    return read_parquet(path, params.columns, scratch, params.category_separator)
 
 
-def jsonl(path: Path, params: DatasetParams) -> Table:
+def jsonl(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """The user's own JSON lines."""
-    return read_jsonl(path, params.columns, category_separator=params.category_separator)
+    return read_jsonl(path, params.columns, folder=scratch, category_separator=params.category_separator)
 
 
 def _named(
-    path: Path, columns: Columns, separator: str | None, own: bool = True, category_separator: str | None = None
+    path: Path,
+    columns: Columns,
+    separator: str | None,
+    scratch: Path | None,
+    own: bool = True,
+    category_separator: str | None = None,
 ) -> Table:
     by, names = header(path, columns, separator)
-    found = find(columns, names, path, own)
-    return delimited.read(path, Layout(by, len(names), found, True, True, category_separator))
+    layout = Layout(by, len(names), find(columns, names, path, own), True, True, category_separator)
+    return delimited.read(path, layout, scratch)
 
 
-READERS: dict[str, Callable[[Path, DatasetParams], Table]] = {
+READERS: dict[str, Callable[[Path, DatasetParams, Path | None], Table]] = {
     "movielens-dat": movielens_dat,
     "movielens-tab": movielens_tab,
     "movielens-csv": movielens_csv,

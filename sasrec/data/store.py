@@ -1,77 +1,115 @@
 """Writes the prepared data; `sequences` describes and reads it."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sasrec.config import DatasetParams, PrepareParams
-from sasrec.data.arrays import save_array
+from sasrec.data.arrays import save_array, save_parts
 from sasrec.data.candidates import Unseen
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
 from sasrec.data.sequences import joined, training_counts
 from sasrec.data.source import Source
 from sasrec.data.split import split
-from sasrec.data.table import Table
+from sasrec.data.spool import CHUNK, Array, Column, user_ranges
+from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, write_json
 
 
 def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: Path) -> dict[str, Any]:
-    """Turn the raw folder into the store at `prepared`; returns what is in stats.json. Raises UserError."""
+    """Turn the raw folder into the store at `prepared`; returns what is in stats.json. Raises UserError.
+
+    Memory: what is kept of each distinct user and item, and a bounded part of the rows (`interactions.ROWS`,
+    `collect.GROUP`); the rows themselves are in temporary files beside the store.
+    """
     source = Source.load(raw)
-    table = read(raw, source, dataset)
-    interactions = build(table, params)
-    times, note = _times(dataset, source, interactions)
-    items, offsets, n_items = interactions.items, interactions.offsets, len(interactions.item_codes)
-    parts = split(interactions, params, times)
-    counts = training_counts(items, offsets, parts.train_ends, n_items)
-    unseen = Unseen(items, offsets, n_items)
-    negatives = unseen.draw(parts.test[:, 0], params.candidates, [params.seed, 0])
-    validation_negatives = unseen.draw(parts.validation[:, 0], params.candidates, [params.seed, 1])
-    popular = unseen.draw_popular(parts.test[:, 0], params.candidates, counts, [params.seed, 2])
-    stats = {
-        "dataset": source.name,
-        "sha256": source.sha256,
-        **interactions.stats,
-        "candidates": params.candidates,
-        "candidates_seed": params.seed,
-        "few_candidates": int((negatives[:, -1] == 0).sum()),
-        "few_popular_candidates": int((popular[:, -1] == 0).sum()),
-        "split": parts.facts,
-        "evaluated": len(parts.test),
-        "cold_targets": int((counts[items[parts.test[:, 1]]] == 0).sum()),
-        "times": times,
-        "times_note": note,
-        "time_unit": _unit(interactions.timestamps),
-        **({"category_note": table.note} if table.note else {}),
-        "filter": {
-            "min_user": params.min_user,
-            "min_item": params.min_item,
-            "min_rating": params.min_rating,
-            "filter": params.filter,
-            "duplicates": params.duplicates,
-        },
-    }
     with atomic_folder(prepared) as folder:
-        save_array(folder / "items.npy", items)
+        table = read(raw, source, dataset, folder)
+        interactions = build(table, params, folder)
+        times, note = _times(dataset, source, interactions)
+        items, offsets, n_items = interactions.items, interactions.offsets, len(interactions.item_codes)
+        parts = split(interactions, params, times)
+        counts = _training_counts(items, offsets, parts.train_ends, n_items)
+        _save(folder / "items.npy", items)
         save_array(folder / "offsets.npy", offsets)
         if interactions.timestamps is not None:
-            save_array(folder / "timestamps.npy", interactions.timestamps)
+            _save(folder / "timestamps.npy", interactions.timestamps)
         if interactions.ratings is not None:
-            save_array(folder / "ratings.npy", interactions.ratings)
+            _save(folder / "ratings.npy", interactions.ratings)
         save_array(folder / "train_ends.npy", parts.train_ends)
         save_array(folder / "test.npy", parts.test)
         save_array(folder / "validation.npy", parts.validation)
-        save_array(folder / "negatives.npy", negatives)
-        save_array(folder / "validation_negatives.npy", validation_negatives)
-        save_array(folder / "popular_negatives.npy", popular)
+        unseen = Unseen(items, offsets, n_items, folder)
+        asked, asked_before = parts.test[:, 0], parts.validation[:, 0]
+        few = {}
+        for name, users, drawn in (
+            ("negatives", asked, unseen.draw(asked, params.candidates, [params.seed, 0])),
+            ("validation_negatives", asked_before, unseen.draw(asked_before, params.candidates, [params.seed, 1])),
+            ("popular_negatives", asked, unseen.draw_popular(asked, params.candidates, counts, [params.seed, 2])),
+        ):
+            few[name] = _save_candidates(folder / f"{name}.npy", (len(users), params.candidates), drawn)
         _write_ids(folder, table, interactions)
+        stats = {
+            "dataset": source.name,
+            "sha256": source.sha256,
+            **interactions.stats,
+            "candidates": params.candidates,
+            "candidates_seed": params.seed,
+            "few_candidates": few["negatives"],
+            "few_popular_candidates": few["popular_negatives"],
+            "split": parts.facts,
+            "evaluated": len(parts.test),
+            "cold_targets": int((counts[items[parts.test[:, 1]]] == 0).sum()),
+            "times": times,
+            "times_note": note,
+            "time_unit": _unit(interactions.timestamps),
+            **({"category_note": table.note} if table.note else {}),
+            "filter": {
+                "min_user": params.min_user,
+                "min_item": params.min_item,
+                "min_rating": params.min_rating,
+                "filter": params.filter,
+                "duplicates": params.duplicates,
+            },
+        }
         write_json(folder / "stats.json", stats)
     return stats
+
+
+def _save(path: Path, numbers: Numbers) -> None:
+    if isinstance(numbers, Column):
+        save_parts(path, numbers.dtype, (len(numbers),), numbers.chunks())
+    else:
+        save_array(path, numbers)
+
+
+def _save_candidates(path: Path, shape: tuple[int, int], drawn: Iterable[Array]) -> int:
+    """Write them as they are drawn; returns how many rows have too few."""
+    few = 0
+
+    def counted() -> Iterator[Array]:
+        nonlocal few
+        for rows in drawn:
+            few += int((rows[:, -1] == 0).sum())
+            yield rows
+
+    save_parts(path, np.int32, shape, counted())
+    return few
+
+
+def _training_counts(items: Numbers, offsets: Array, train_ends: Array, n_items: int) -> Array:
+    """`training_counts`, some users at a time."""
+    total = np.zeros(n_items + 1, np.int64)
+    for first, last in user_ranges(offsets, CHUNK):
+        begin = offsets[first]
+        part = items[int(begin) : int(offsets[last])]
+        total += training_counts(part, offsets[first : last + 1] - begin, train_ends[first:last] - begin, n_items)
+    return total
 
 
 def _times(dataset: DatasetParams, source: Source, interactions: Interactions) -> tuple[str, str | None]:
@@ -93,11 +131,11 @@ def _times(dataset: DatasetParams, source: Source, interactions: Interactions) -
     return source.times, None
 
 
-def _unit(timestamps: np.ndarray | None) -> str | None:
+def _unit(timestamps: Numbers | None) -> str | None:
     """The unit of the stored numbers, if they count from 1970; by size, as they do not say."""
     if timestamps is None:
         return None
-    largest = int(np.abs(timestamps).max())
+    largest = max(int(np.abs(timestamps[a : a + CHUNK]).max()) for a in range(0, len(timestamps), CHUNK))
     return next((unit for unit, limit in (("s", 10**11), ("ms", 10**14), ("us", 10**17)) if largest < limit), "ns")
 
 

@@ -1,27 +1,28 @@
 """The common form that every reader gives: one row per interaction, in the order of the file."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-Array = np.ndarray[Any, Any]
+from sasrec.data.spool import Array, Column
+
+Numbers = Array | Column  # in memory, or in a temporary file; both are read by slices
 
 
 @dataclass(frozen=True)
 class Table:
     """`users`, `items`: int32 (rows,), codes from 0 in order of first appearance; `user_ids[code]` is the id as it is
     written in the file. `timestamps`: int64 (rows,) or None when file order is all there is. `ratings`: float32 (rows,)
-    or None. `titles`, `categories`: by item id, possibly for items without interactions, possibly empty. `note`: what a
-    person should know of how the categories were read, or ""."""
+    or None. Each is in memory or in a temporary file. `titles`, `categories`: by item id, possibly for items without
+    interactions, possibly empty. `note`: what a person should know of how the categories were read, or ""."""
 
-    users: Array
+    users: Numbers
     user_ids: list[str]
-    items: Array
+    items: Numbers
     item_ids: list[str]
-    timestamps: Array | None = None
-    ratings: Array | None = None
+    timestamps: Numbers | None = None
+    ratings: Numbers | None = None
     titles: dict[str, str] = field(default_factory=dict)
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     note: str = ""
@@ -51,17 +52,17 @@ def encode(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     column = column.unify_dictionaries()
     if not column.num_chunks:
         return np.zeros(0, np.int32), []
-    codes = np.concatenate([_numbers(chunk.indices) for chunk in column.chunks])
+    codes = np.concatenate([numbers(chunk.indices) for chunk in column.chunks])
     # After unification every chunk has the dictionary of them all.
     return in_order_of_appearance(codes, column.chunk(0).dictionary.to_pylist())
 
 
 def to_numpy(column: pa.ChunkedArray) -> Array:
     """The numbers of a column without nulls."""
-    return np.concatenate([_numbers(chunk) for chunk in column.chunks])
+    return np.concatenate([numbers(chunk) for chunk in column.chunks])
 
 
-def _numbers(chunk: pa.Array) -> Array:
+def numbers(chunk: pa.Array) -> Array:
     """A view of the buffer. Not pyarrow's own to_numpy: that imports pandas, which costs a third of a second."""
     kind = "f" if pa.types.is_floating(chunk.type) else "i"
     dtype = np.dtype(f"{kind}{chunk.type.bit_width // 8}")

@@ -7,7 +7,8 @@ from datetime import datetime
 import numpy as np
 import pyarrow as pa
 
-from sasrec.data.table import Array, to_numpy
+from sasrec.data.spool import Array
+from sasrec.data.table import to_numpy
 
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}:?\d{2})?)?")
 SCALES = (1_000_000, 1_000_000_000)  # seconds as microseconds, as nanoseconds
@@ -39,6 +40,11 @@ def to_integers(column: pa.ChunkedArray) -> Array:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _from_strings(column)
     raise ValueError(f"a column of type {kind} holds no times")
+
+
+def one_by_one(kind: pa.DataType) -> bool:
+    """Whether each value of this type becomes the same number whatever the others are."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind))
 
 
 def is_time(text: str) -> bool:

@@ -19,6 +19,7 @@ from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
 from sasrec.report import widths as grid
 from sasrec.report.results import BASELINES
+from sasrec.report.scale import scale_table
 from sasrec.report.shapes import shapes
 from sasrec.report.speed import speed
 from sasrec.report.tables import percent_text, size_text
@@ -220,7 +221,12 @@ def filled(text: str, document: Path) -> str:
         if kind in OPTIONAL:
             content = OPTIONAL[kind](path, document) if path.exists() else ""
         else:
-            makers = {"reference": summary, "shapes.csv": shapes, "speed.csv": speed}
+            makers = {
+                "reference": summary,
+                "shapes.csv": shapes,
+                "speed.csv": speed,
+                "scale.csv": lambda path: scale_table(path, document),
+            }
             make = makers.get(path.name, plain if path.suffix == ".csv" else table)
             content = make(path)
         return f"{match[1]}{content}{match[4]}"

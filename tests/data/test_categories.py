@@ -12,17 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sasrec.config import DatasetParams
-from sasrec.data.categories import MISSING, BadCategory, per_item
+from sasrec.data import categories
+from sasrec.data.categories import MISSING, BadCategory, Categories, as_text, per_item
+from sasrec.data.collect import Codes
 from sasrec.data.readers import READERS
 from sasrec.data.sequences import joined, parted
 from sasrec.deploy import recommender
 from sasrec.errors import UserError
 
 
+def of_rows(
+    items: np.ndarray, names: list[str], column: pa.ChunkedArray, separator: str | None = None
+) -> tuple[Categories, str]:
+    cells = Codes()
+    codes = cells.encode(as_text(column))
+    return per_item(items, names, codes, cells.ids.to_pylist(), separator)
+
+
 def read(column: list[Any], separator: str | None = None) -> tuple[list[tuple[str, ...]], str]:
     """Of items 0, 1, ... that have one row each."""
     names = [f"i{i}" for i in range(len(column))]
-    found, note = per_item(np.arange(len(column), dtype=np.int32), names, pa.chunked_array([pa.array(column)]), separator)
+    found, note = of_rows(np.arange(len(column), dtype=np.int32), names, pa.chunked_array([pa.array(column)]), separator)
     return [found.get(name, ()) for name in names], note
 
 
@@ -89,9 +99,14 @@ def test_what_stands_for_none_is_none() -> None:
     assert read([1.0, float("nan"), None]) == ([("1",), (), ()], "")
 
 
-def test_the_first_row_that_has_any_counts_and_a_note_says_of_how_many_items_others_differ() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 4, 100])
+def test_the_first_row_that_has_any_counts_and_a_note_says_of_how_many_items_others_differ(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows are gone through at a time."""
+    monkeypatch.setattr(categories, "CHUNK", rows)
     items = np.array([0, 0, 1, 0, 1, 2], np.int32)
-    found, note = per_item(items, ["a", "b", "c"], pa.chunked_array([[None, "X", "Y"], ["Z", "Y", ""]]))
+    found, note = of_rows(items, ["a", "b", "c"], pa.chunked_array([[None, "X", "Y"], ["Z", "Y", ""]]))
     assert found == {"a": ("X",), "b": ("Y",)}
     assert note == "1 of 3 items have other categories in other rows; those of the first row count"
 
@@ -117,10 +132,10 @@ def test_lists_of_parquet_and_of_json_lines(tmp_path: Path) -> None:
     file = DatasetParams(name="file")
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(dict(zip(("user", "item", "category"), row, strict=True))) + "\n" for row in ROWS[:3]))
-    assert READERS["jsonl"](path, file).categories == {"i": ("A", "B|C")}
+    assert READERS["jsonl"](path, file, None).categories == {"i": ("A", "B|C")}
     table = pa.table({"user": ["u", "v"], "item": ["i", "l"], "category": [[["A"], ["B|C"]], ROWS[3][2]]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert READERS["parquet"](tmp_path / "a.parquet", file).categories == {"i": ("A", "B|C"), "l": ("A", "D")}
+    assert READERS["parquet"](tmp_path / "a.parquet", file, None).categories == {"i": ("A", "B|C"), "l": ("A", "D")}
 
 
 @pytest.mark.parametrize(
@@ -139,14 +154,14 @@ def test_a_cell_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, cell: s
     quoted = cell.replace('"', '""')
     path.write_text(f'user,item,category\nu,i,A\nu,j,"{quoted}"\n')
     with pytest.raises(UserError, match=rf"a\.csv, line 3: .*{problem}"):
-        READERS["table"](path, DatasetParams(name="file"))
+        READERS["table"](path, DatasetParams(name="file"), None)
 
 
 def test_objects_in_parquet_and_lists_beside_names_in_json_lines_are_named_by_their_row(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"user": ["u"], "item": ["i"], "category": [{"id": 1}]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet, row 1: the category is an object"):
-        READERS["parquet"](tmp_path / "a.parquet", DatasetParams(name="file"))
+        READERS["parquet"](tmp_path / "a.parquet", DatasetParams(name="file"), None)
     path = tmp_path / "a.jsonl"
     path.write_text('{"user": "u", "item": "i", "category": ["A"]}\n{"user": "u", "item": "j", "category": "A"}\n')
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: 'category' is text, unlike those before"):
-        READERS["jsonl"](path, DatasetParams(name="file"))
+        READERS["jsonl"](path, DatasetParams(name="file"), None)

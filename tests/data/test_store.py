@@ -124,14 +124,14 @@ def test_damaged_store_is_refused(prepared: Path, damage: Callable[[Path], Any],
 def test_no_disk_space(prepared: Path, stage: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The old store stays whole, nothing half-written stays, and the message says what to do."""
     before = {file.name: file.read_bytes() for file in prepared.iterdir()}
-    real = arrays.save_array
+    real = arrays.save_parts
 
-    def full(path: Path, array: Any) -> None:
-        real(path, array)
+    def full(path: Path, *arguments: Any) -> None:
+        real(path, *arguments)
         if path.name == "negatives.npy":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("sasrec.data.store.save_array", full)
+    monkeypatch.setattr("sasrec.data.store.save_parts", full)
     with pytest.raises(SystemExit) as ended:
         stage("prepare", dataset={"name": "file", "path": "events.csv", "columns": COLUMNS}, prepare=ALL)
     assert "No space left on device; free some disk space" in str(ended.value.code)
