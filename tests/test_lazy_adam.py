@@ -232,7 +232,5 @@ def test_of_cafe_the_tables_of_items_are_sparse(chains: SmallStore, item_loss: s
 
 
 def test_cross_entropy_with_sparse_tables_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="train.table_optimizer is sparse, but loss: cross_entropy .* set table_optimizer: dense"
-    ):
+    with pytest.raises(UserError, match="sparse, but loss: cross_entropy .* set table_optimizer: dense"):
         from_mapping(TrainParams, {"table_optimizer": "sparse", "loss": "cross_entropy"}, "train")
