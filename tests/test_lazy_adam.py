@@ -28,7 +28,8 @@ SMALL = ModelParams(max_len=10, hidden=16, dropout=0.1)
 
 
 def lazy(table: nn.Parameter, **options: Any) -> LazyAdam:
-    return LazyAdam([table], **{"lr": 0.1, "betas": (0.9, 0.98), "weight_decay": 0.0, "decoupled": False} | options)
+    chosen: dict[str, Any] = {"weight_decay": 0.0, "decoupled": False} | options
+    return LazyAdam([table], 0.1, (0.9, 0.98), **chosen)
 
 
 def look_up(table: nn.Parameter, ids: list[int], gradient: torch.Tensor) -> None:
@@ -114,7 +115,7 @@ def test_sparse_look_ups_have_the_gradient_of_dense_ones() -> None:
     """The padding gets none."""
     table = Table(6, 3, padding=True)
     ids, gradient = torch.tensor([[1, 0], [5, 1]]), torch.randn(2, 2, 3)
-    found = []
+    found: list[torch.Tensor] = []
     for sparse in (False, True):
         table.sparse, table.weight.grad = sparse, None
         table.lookup(ids).backward(gradient)
@@ -152,7 +153,7 @@ def test_a_run_that_looks_up_every_row_is_that_of_dense_tables(
     found = []
     for table_optimizer in ("dense", "sparse"):
         model = fresh(tied=tied, max_len=30)
-        train(chains, dataclasses.replace(params, table_optimizer=table_optimizer), model)  # type: ignore[arg-type]
+        train(chains, dataclasses.replace(params, table_optimizer=table_optimizer), model)
         found.append(model.state_dict())
     for name in found[0]:
         torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-4, msg=name)
@@ -209,16 +210,17 @@ def test_a_killed_run_resumes_to_the_same_bits(chains: SmallStore, tmp_path: Pat
 def test_quantized_rows_are_those_of_dense_tables(method: str, rows: str) -> None:
     """More look-ups than rows: the whole table is quantized there, and the rows alone here, to the same bits."""
     table = nn.Module()
-    table.table = Table(10, 8, padding=True, scoring=True)  # type: ignore[assignment]
+    table.table = Table(10, 8, padding=True, scoring=True)
     module, options = load_method(method, None)
     attach(table, QuantParams(table=rows), module, options)  # type: ignore[arg-type]
     ids, found = torch.arange(30) % 10, []
     for sparse in (False, True):
-        table.table.sparse = sparse  # type: ignore[union-attr]
-        found.append(table.table.lookup(ids))  # type: ignore[operator,union-attr]
+        table.table.sparse = sparse
+        found.append(table.table.lookup(ids))
     assert torch.equal(*found)
     found[1].sum().backward()
-    assert table.table.weight.grad.is_sparse  # type: ignore[union-attr]
+    gradient = table.table.weight.grad
+    assert gradient is not None and gradient.is_sparse
 
 
 @pytest.mark.parametrize("item_loss", ["joint", "items"])
