@@ -278,6 +278,8 @@ class TrainParams:
     min_batches: int = 50  # of an epoch: on small data batches are smaller, because it takes a number of steps to learn
     lr: float = 1e-3
     optimizer: Literal["adam", "adamw"] = "adam"
+    # Of the tables of items. sparse: a step changes the rows that it looks up, and no others (lazy Adam).
+    table_optimizer: Literal["dense", "sparse"] = "dense"
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
     warmup: float = 0.02  # share of all steps
@@ -297,6 +299,11 @@ class TrainParams:
             raise ValueError(
                 f"negative_sampling is popularity, which loss: {self.loss} cannot correct for; "
                 "set negative_sampling: uniform, or loss: sampled_softmax"
+            )
+        if self.table_optimizer == "sparse" and self.loss == "cross_entropy":
+            raise ValueError(
+                "table_optimizer is sparse, but loss: cross_entropy scores every item, and its gradient reaches every row; "
+                "set table_optimizer: dense, or loss: sampled_softmax"
             )
         within("warmup", self.warmup, 0, 1)
         within("weight_decay", self.weight_decay, 0)

@@ -29,8 +29,12 @@ from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
+from sasrec.lazy_adam import LazyAdam, clip_norm
 from sasrec.models.events import Histories, asked_by, gather
 from sasrec.second_task import RatingTask
+
+# Of Adam; as the SASRec authors have them.
+BETAS = (0.9, 0.98)
 
 # Steps between renewals of a table's buffered statistics.
 REFRESH_EVERY = 50
@@ -130,11 +134,18 @@ class Trainer:
         self.second = RatingTask(store, model.scoring_parts[-1].columns.stop).to(device) if params.rating_weight else None
         if self.second is not None:
             self.weights += self.second.parameters()
-        groups: list[dict[str, Any]] = [{"params": self.weights, "weight_decay": params.weight_decay}]
+        sparse = params.table_optimizer == "sparse"
+        for table in model.item_tables:
+            table.sparse = sparse
+        tables = [table.weight for table in model.item_tables] if sparse else []
+        rest = [p for p in self.weights if not any(p is table for table in tables)]
+        groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": params.weight_decay}]
         if self.extras.parameters:
             groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(groups, lr=params.lr, betas=(0.9, 0.98), fused=True)
+        self.optimizer = optimizer(groups, lr=params.lr, betas=BETAS, fused=True)
+        decay, decoupled = params.weight_decay, params.optimizer == "adamw"
+        self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
         self.objective = objective.of(model, params, store)
@@ -211,11 +222,7 @@ class Trainer:
                 # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
                 loss = loss if self.params.weighting == "batch" else loss * (n / average)
                 penalty = self.extras.penalty()
-                self.optimizer.zero_grad()
-                (loss if penalty is None else loss + penalty).backward()
-            if self.params.clip_norm:
-                nn.utils.clip_grad_norm_(self.weights, self.params.clip_norm)
-            self.optimizer.step()
+                self.descend(loss if penalty is None else loss + penalty)
             total += torch.stack([result.loss.detach(), result.accuracy]) * n
             tokens += n
         loss, accuracy = (total / max(tokens, 1)).tolist()
@@ -226,10 +233,27 @@ class Trainer:
             )
         return rate, loss, accuracy
 
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimizers down the gradient of `loss`."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        if self.params.clip_norm:
+            clip_norm(self.weights, self.params.clip_norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By the names that resume files know them by."""
+        return {"optimizer": self.optimizer} | ({"tables": self.table_optimizer} if self.table_optimizer else {})
+
     def _set_rates(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
         for group in self.optimizer.param_groups[1:]:
             group["lr"] = self.extras.lr * rate / self.params.lr
+        for group in self.table_optimizer.param_groups if self.table_optimizer else ():
+            group["lr"] = rate
 
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
         """Loss and accuracy over the real positions of a batch, and how many there are."""
@@ -325,7 +349,8 @@ class Trainer:
         tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
         if self.second is not None:
             tensors |= {f"second/{name}": tensor for name, tensor in self.second.state_dict().items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizer).items()}
+        for part, optimizer in self.optimizers.items():
+            tensors |= {f"{part}/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
         save_tensors(path, tensors, {"key": key, "progress": asdict(progress)})
 
     def _restore(self, path: Path, key: str) -> tuple[Progress, dict[str, Tensor] | None]:
@@ -335,7 +360,7 @@ class Trainer:
         tensors, meta = load_tensors(path)
         if meta["key"] != key:
             return Progress(), None
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "second": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("model", "best", "second", *self.optimizers)}
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor.to(self.device)
@@ -343,7 +368,8 @@ class Trainer:
         self.model.load_state_dict(parts["model"])
         if self.second is not None:
             self.second.load_state_dict(parts["second"])
-        restore_optimizer(self.optimizer, parts["optimizer"])
+        for part, optimizer in self.optimizers.items():
+            restore_optimizer(optimizer, parts[part])
         saved = meta["progress"]
         return Progress(**{**saved, "rows": [Row(**row) for row in saved["rows"]]}), parts["best"] or None
 

@@ -79,6 +79,11 @@ class CAFE(nn.Module):
         return JointTable(self.fine.scoring_table, self.coarse.scoring_table, self.intents)
 
     @property
+    def item_tables(self) -> tuple[Table, ...]:
+        """The tables that have a row for each item."""
+        return self.fine.item_tables
+
+    @property
     def scoring_parts(self) -> tuple[Part, ...]:
         """The items' table times the first half of the state, and the intents' times the second."""
         (fine,), (coarse,) = self.fine.scoring_parts, self.coarse.scoring_parts

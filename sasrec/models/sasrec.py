@@ -118,6 +118,11 @@ class SASRec(nn.Module):
         return self.item_table if self.output_table is None else self.output_table
 
     @property
+    def item_tables(self) -> tuple[Table, ...]:
+        """The tables that have a row for each item."""
+        return (self.item_table,) if self.output_table is None else (self.item_table, self.output_table)
+
+    @property
     def scoring_parts(self) -> tuple[Part, ...]:
         """The table and all of the state."""
         name = "item_table.weight" if self.output_table is None else "output_table.weight"

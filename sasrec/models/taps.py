@@ -81,6 +81,7 @@ class Table(nn.Module):
     def __init__(self, rows: int, features: int, padding: bool, scoring: bool = False) -> None:
         super().__init__()
         self.padding = padding
+        self.sparse = False  # whether look-ups give gradients of the looked-up rows alone (`sasrec.lazy_adam`)
         self.weight = nn.Parameter(torch.empty(rows, features))
         self.weight_tap = Tap("table", features, rows=rows, scoring=scoring)
         nn.init.normal_(self.weight, std=INITIAL_STD)
@@ -89,12 +90,12 @@ class Table(nn.Module):
                 self.weight[0] = 0
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Rows of ids, (*ids.shape, features). Quantizes either the looked-up rows or the table, whichever is smaller;
-        the values are the same to the bit."""
+        """Rows of ids, (*ids.shape, features). Quantizes either the looked-up rows or the table, whichever is smaller, with
+        `sparse` always the rows; the values are the same to the bit."""
         padding = 0 if self.padding else None
-        if self.weight_tap.quantizer is None or ids.numel() >= len(self.weight):
+        if not self.sparse and (self.weight_tap.quantizer is None or ids.numel() >= len(self.weight)):
             return F.embedding(ids, self.all(), padding)
-        return self.weight_tap(F.embedding(ids, self.weight, padding), ids)
+        return self.weight_tap(F.embedding(ids, self.weight, padding, sparse=self.sparse), ids)
 
     def all(self) -> Tensor:
         return self.weight_tap(self.weight)
