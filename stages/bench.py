@@ -12,9 +12,7 @@ sasrec.report.readme` then renews the tables of the documents. The plain impleme
 """
 
 import argparse
-import csv
 import dataclasses
-import io
 import platform
 import sys
 import tempfile
@@ -36,6 +34,7 @@ from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.machine import processor, processor_flags
+from sasrec.measurements import as_csv
 from sasrec.process import set_up
 from sasrec.report.figures import write_figure
 from sasrec.report.speed import COLUMNS, draw, key, read
@@ -221,19 +220,11 @@ def bench_of(study: Study, name: str, options: argparse.Namespace, log: Log) -> 
     return Bench(study, setting, store, (options.raw, options.prepared), methods, options.rounds, options.threads, log)
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def keep(found: Sequence[Row]) -> None:
     """Replace the rows of what was measured; settings and things stay in the order they first came in."""
     rows = {key(row): row for row in read(TABLE)} if TABLE.exists() else {}
     rows |= {key(row): row for row in found}
-    write_text(TABLE, as_csv(list(rows.values())))
+    write_text(TABLE, as_csv(list(rows.values()), COLUMNS))
 
 
 def main() -> None:

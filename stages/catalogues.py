@@ -3,12 +3,10 @@
 For each number of items: a training step with dense and with sparse tables (`train.table_optimizer`), taken in turn, on random
 histories; then the validation of users, full ranking among all items. Sampled softmax with 256 shared negatives, batch 128,
 length 50, two blocks, one thread; medians of the processor's own time, and the peak resident memory of a process that does
-only the one thing. The rows of what was measured are replaced in metrics/reference/catalogues.csv; the README shows them.
+only the one thing. The rows of what was measured are replaced in metrics/reference/catalogues.csv.
 """
 
 import argparse
-import csv
-import io
 import json
 import resource
 import statistics
@@ -28,6 +26,7 @@ from sasrec.data.sequences import Held, Part
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.machine import processor
+from sasrec.measurements import as_csv, read_rows
 from sasrec.models.sasrec import SASRec
 from sasrec.process import set_up
 from sasrec.training import Trainer
@@ -113,13 +112,7 @@ def row_of(items: int, hidden: int, users: int, rounds: int) -> dict[str, str]:
 
 def read() -> dict[tuple[int, int], dict[str, str]]:
     """The rows measured so far, by items and width."""
-    if not TABLE.exists():
-        return {}
-    with open(TABLE, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and tuple(rows[0]) != COLUMNS:
-        raise UserError(f"{TABLE} has other columns than this command writes; delete it and measure again")
-    return {(int(row["items"]), int(row["hidden"])): row for row in rows}
+    return {(int(row["items"]), int(row["hidden"])): row for row in read_rows(TABLE, COLUMNS)}
 
 
 def main() -> None:
@@ -142,17 +135,9 @@ def main() -> None:
             row = row_of(items, options.hidden, options.users, options.rounds)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows = read() | {(items, options.hidden): row}
-            write_text(TABLE, as_csv([rows[key] for key in sorted(rows)]))
+            write_text(TABLE, as_csv([rows[key] for key in sorted(rows)], COLUMNS))
     except UserError as error:
         sys.exit(f"error: {error}")
-
-
-def as_csv(rows: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ it is drawn anew. 100 million rows take 2.4 GB for the file, 2 GB for the result
 """
 
 import argparse
-import csv
-import io
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from sasrec.data.source import Source
 from sasrec.errors import UserError
 from sasrec.files import read_json, sha256, write_json, write_text
 from sasrec.machine import processor
+from sasrec.measurements import as_csv, read_rows
 from sasrec.report.figures import write_figure
 from sasrec.report.scale import scale_figure
 
@@ -112,21 +110,7 @@ def measure(rows: int, parent: Path | None) -> dict[str, str]:
 
 def read() -> dict[int, dict[str, str]]:
     """The rows of the table so far, by their number of interactions."""
-    if not TABLE.exists():
-        return {}
-    with open(TABLE, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and set(rows[0]) != set(COLUMNS):
-        raise UserError(f"{TABLE} has other columns than this command writes; delete it and measure again")
-    return {int(row["rows"]): row for row in rows}
-
-
-def as_csv(rows: Sequence[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return {int(row["rows"]): row for row in read_rows(TABLE, COLUMNS)}
 
 
 def main() -> None:
@@ -143,7 +127,7 @@ def main() -> None:
             row = measure(rows, options.folder)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             found = read() | {rows: row}
-            write_text(TABLE, as_csv([found[key] for key in sorted(found)]))
+            write_text(TABLE, as_csv([found[key] for key in sorted(found)], COLUMNS))
             write_figure(TABLE.with_suffix(".png"), scale_figure, list(read().values()), source=f"sha256 {sha256(TABLE)}")
     except UserError as error:
         sys.exit(f"error: {error}")

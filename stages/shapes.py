@@ -7,8 +7,6 @@ the README shows that table.
 """
 
 import argparse
-import csv
-import io
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from sasrec.deploy.recommender import Recommender
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.machine import processor, processor_flags
+from sasrec.measurements import as_csv, read_rows
 from sasrec.models.sasrec import SASRec
 from sasrec.peers import Work, by_onnxruntime, by_torch
 from sasrec.process import set_up
@@ -88,13 +87,7 @@ def rows_of(shape: str, bits: int, batches: Sequence[int], repeats: int, others:
 
 def read() -> dict[tuple[str, ...], dict[str, str]]:
     """The rows measured so far, by shape, bits and batch."""
-    if not TABLE.exists():
-        return {}
-    with open(TABLE, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and set(rows[0]) != set(COLUMNS):
-        raise UserError(f"{TABLE} has other columns than this command writes; delete it and measure again")
-    return {(row["shape"], row["bits"], row["batch"]): row for row in rows}
+    return {(row["shape"], row["bits"], row["batch"]): row for row in read_rows(TABLE, COLUMNS)}
 
 
 def main() -> None:
@@ -122,7 +115,7 @@ def main() -> None:
             for bits in options.bits:
                 found = rows_of(shape, bits, options.batches, options.repeats, others)
                 rows = read() | {(row["shape"], row["bits"], row["batch"]): row for row in found}
-                write_text(TABLE, as_csv([rows[key] for key in sorted(rows, key=order)]))
+                write_text(TABLE, as_csv([rows[key] for key in sorted(rows, key=order)], COLUMNS))
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -130,14 +123,6 @@ def main() -> None:
 def order(key: Sequence[str]) -> tuple[int, int, int]:
     """Small shapes first, many bits first, small batches first."""
     return list(SHAPES).index(key[0]), -int(key[1]), int(key[2])
-
-
-def as_csv(rows: Sequence[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sasrec.errors import UserError
+from sasrec.measurements import as_csv
 from sasrec.report.scale import scale_table, slopes
 from stages import scale as command
 
@@ -16,7 +17,7 @@ def test_rows_are_measured_and_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     table = tmp_path / "scale.csv"
     monkeypatch.setattr(command, "TABLE", table)
     kept = dict.fromkeys(command.COLUMNS, "1") | {"rows": "20000", "users": "2", "cpu": "one"}
-    table.write_text(command.as_csv([kept | {"rows": "10000"}, kept]))
+    table.write_text(as_csv([kept | {"rows": "10000"}, kept], command.COLUMNS))
     monkeypatch.setattr(sys, "argv", ["scale", "10000", "--folder", str(tmp_path)])
     command.main()
     first, second = csv.DictReader(table.read_text().splitlines())
@@ -46,7 +47,7 @@ def test_the_table_compares_with_linear(tmp_path: Path) -> None:
         for n, seconds in ((1000, "2"), (10_000, "10"), (20_000, "26"))
     ]
     assert slopes(rows, "cpu_seconds") == pytest.approx([0.5, 1.3])
-    (tmp_path / "scale.csv").write_text(command.as_csv(rows))
+    (tmp_path / "scale.csv").write_text(as_csv(rows, command.COLUMNS))
     text = scale_table(tmp_path / "scale.csv", tmp_path / "README.md")
     assert text.startswith("![") and "(scale.png)" in text
     assert "| 20,000 | 7 | 7 | 0 | 26.0 | 7.0 | 1.30 | 7 | 0 |" in text

@@ -1,0 +1,28 @@
+"""Tables of what was measured on some machine, kept as CSV files that a later measurement adds to."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sasrec.errors import UserError
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows measured so far; none where there is no file. Raises UserError where it has other columns."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows and set(rows[0]) != set(columns):
+        raise UserError(f"{path} has other columns than this command writes; delete it and measure again")
+    return rows
+
+
+def as_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:
+    """A column that a row lacks is empty in it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
