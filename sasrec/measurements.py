@@ -8,15 +8,23 @@ from pathlib import Path
 from sasrec.errors import UserError
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows measured so far; none where there is no file. Raises UserError where it has other columns."""
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The rows measured so far; none where there is no file. Raises UserError where it has other columns than those."""
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and set(rows[0]) != set(columns):
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if columns is not None and set(reader.fieldnames or ()) != set(columns):
         raise UserError(f"{path} has other columns than this command writes; delete it and measure again")
     return rows
+
+
+def shown_rows(path: Path, command: str, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The rows of a table that a document names. Raises UserError where there is none; command: what makes it."""
+    if not path.exists():
+        raise UserError(f"a table names {path}, which does not exist; python -m {command} makes it")
+    return read_rows(path, columns)
 
 
 def as_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:

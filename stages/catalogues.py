@@ -8,7 +8,6 @@ only the one thing. The rows of what was measured are replaced in metrics/refere
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sasrec.bench.alone import peak_mb
 from sasrec.config import ModelParams, TrainParams
 from sasrec.data.batches import Batch
 from sasrec.data.sequences import Held, Part
@@ -96,7 +96,7 @@ def measure(task: str, items: int, hidden: int, users: int, rounds: int) -> dict
         found["validation_s"] = time.process_time() - began
     else:
         steps([trainer(items, hidden, task, 2)], 3)
-    return found | {f"{task}_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return found | {f"{task}_peak_mb": peak_mb()}
 
 
 def row_of(items: int, hidden: int, users: int, rounds: int) -> dict[str, str]:
@@ -105,7 +105,11 @@ def row_of(items: int, hidden: int, users: int, rounds: int) -> dict[str, str]:
     for task in ("steps", "dense", "sparse", "validation"):
         arguments = [str(value) for value in (items, hidden, users, rounds)]
         command = [sys.executable, "-m", "stages.catalogues", "--task", task, *arguments]
-        found |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise UserError(f"{task} of {items} items, in a process of its own: {said[-1].removeprefix('error: ')}")
+        found |= json.loads(done.stdout)
     values = {name: f"{value:.0f}" if name.endswith("_mb") else f"{value:.1f}" for name, value in found.items()}
     return {"items": str(items), "hidden": str(hidden), "validation_users": str(users), "cpu": processor()} | values
 

@@ -1,6 +1,5 @@
 """How preparing grows with the rows (`python -m stages.scale`): figure and table for the documents."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from sasrec.errors import UserError
+from sasrec.measurements import shown_rows
 from sasrec.report.figures import BLUE, GREY, ORANGE, WIDTH
 
 Row = Mapping[str, str]
@@ -46,11 +45,7 @@ def _panel(axes: Axes, rows: Sequence[Row], column: str, title: str, colour: str
 
 def scale_table(path: Path, document: Path) -> str:
     """Markdown: the figure, and a row a size. "times linear" compares with the row above."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise UserError(f"a table names {path}, which does not exist; python -m stages.scale makes it") from None
+    rows = shown_rows(path, "stages.scale")
     place = path.with_suffix(".png").relative_to(document.parent).as_posix()
     lines = [
         f"![Time and memory of preparing against rows]({place})\n",

@@ -1,11 +1,10 @@
 """The table of networks that were timed without training (`python -m stages.shapes`), for the README."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 from sasrec.config import ModelParams
-from sasrec.errors import UserError
+from sasrec.measurements import shown_rows
 
 # S: MovieLens-1M as the SASRec paper has it. M: a shop. L: a large one, with long histories. And the number of items.
 SHAPES = {
@@ -17,11 +16,7 @@ SHAPES = {
 
 def shapes(path: Path) -> str:
     """Markdown: sizes against float32, and milliseconds from histories to the ten best, beside others."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise UserError(f"a table names {path}, which does not exist; python -m stages.shapes makes it") from None
+    rows = shown_rows(path, "stages.shapes")
     lines = [
         "| shape | bits | times smaller | batch | ms | torch eager | torch.compile | onnxruntime float32 | its dynamic int8 | "
         "its static int8 | times faster than eager |",

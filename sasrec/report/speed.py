@@ -1,6 +1,5 @@
 """What `python -m stages.bench` measured, as tables for the README and as a figure."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from sasrec.bench import BFLOAT16, FULL, PLAIN
-from sasrec.errors import UserError
+from sasrec.measurements import shown_rows
 from sasrec.report.figures import BLUE, ORANGE, WIDTH, size_ticks
 
 COLUMNS = (
@@ -40,15 +39,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except FileNotFoundError:
-        raise UserError(f"a table names {path}, which does not exist; python -m stages.bench makes it") from None
-    if set(reader.fieldnames or ()) != set(COLUMNS):
-        raise UserError(f"{path} has other columns than python -m stages.bench writes; delete it and measure again")
-    return rows
+    return shown_rows(path, "stages.bench", COLUMNS)
 
 
 def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
