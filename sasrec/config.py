@@ -91,8 +91,9 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         raise wrong("a whole number" if kind is int else "a number") from None
 
 
-def from_mapping(cls: type[T], mapping: Any, where: str) -> T:
-    """Build the dataclass `cls` from `mapping`, the value of the key `where` in params.yaml.
+def from_mapping(cls: type[T], mapping: Any, where: str, base: T | None = None) -> T:
+    """Build the dataclass `cls` from `mapping`, the value of the key `where` in params.yaml. base: what has the values of
+    the keys that are not there; None: their defaults.
 
     Raises UserError for an unknown or missing key, or a value of the wrong type or outside its range.
     """
@@ -110,12 +111,12 @@ def from_mapping(cls: type[T], mapping: Any, where: str) -> T:
     missing = [
         name
         for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if base is None and name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise UserError(f"params.yaml: the key {prefix}{missing[0]} is missing")
     try:
-        return cls(**values)
+        return cls(**values) if base is None else dataclasses.replace(typing.cast(Any, base), **values)
     except ValueError as error:
         raise UserError(f"params.yaml: {prefix}{error}") from None
 
@@ -446,16 +447,8 @@ class Study:
         for section in overrides:
             if section not in ("model", "train"):
                 raise unknown("key", f"per_model.{name}.{section}", [f"per_model.{name}.{s}" for s in ("model", "train")])
-        changed = []
-        for section, base in (("model", self.model), ("train", self.train)):
-            override = overrides.get(section) or {}
-            # Checked alone first, so that an error names the key the person wrote.
-            checked = from_mapping(type(base), override, f"per_model.{name}.{section}")
-            try:
-                changed.append(dataclasses.replace(base, **{key: getattr(checked, key) for key in override}))
-            except ValueError as error:
-                raise UserError(f"params.yaml: per_model.{name}.{section}.{error}") from None
-        return typing.cast(tuple[ModelParams, TrainParams], tuple(changed))
+        model = from_mapping(ModelParams, overrides.get("model"), f"per_model.{name}.model", self.model)
+        return model, from_mapping(TrainParams, overrides.get("train"), f"per_model.{name}.train", self.train)
 
 
 def check_names(study: Study, methods: typing.Iterable[str]) -> None:

@@ -161,6 +161,15 @@ def test_a_choice_for_every_model_is_refused_where_one_of_them_cannot_follow(tmp
         read_study(write(tmp_path, train=train, per_model={"sasrec": {}, "gsasrec": {"train": {"loss": "gbce"}}}))
 
 
+def test_an_override_is_judged_beside_what_it_overrides_not_beside_the_defaults(tmp_path: Path) -> None:
+    """Sparse tables are refused with the default loss, and fine with the study's."""
+    override: dict[str, Any] = {"sasrec": {}, "cafe": {}, "gsasrec": {"train": {"table_optimizer": "sparse"}}}
+    study = read_study(write(tmp_path, train={"loss": "sampled_softmax"}, per_model=override))
+    assert study.of_model("gsasrec")[1].table_optimizer == "sparse"
+    with pytest.raises(UserError, match=r"per_model\.gsasrec\.train\.table_optimizer is sparse, but loss: cross_entropy"):
+        read_study(write(tmp_path, per_model=override))
+
+
 def test_broken_yaml_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("train: [1\nx: 2")
