@@ -284,6 +284,8 @@ class TrainParams:
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
     warmup: float = 0.02  # share of all steps
+    # Dropout falls in equal steps from model.dropout in the first epoch to this in the last; None: it stays.
+    final_dropout: float | None = None
     clip_norm: float | None = None
     patience: int = 10  # validations without a new best before stopping
     evaluate_every: int = 1
@@ -307,6 +309,7 @@ class TrainParams:
                 "set table_optimizer: dense, or loss: sampled_softmax"
             )
         within("warmup", self.warmup, 0, 1)
+        within("final_dropout", self.final_dropout, 0, 0.95)
         within("weight_decay", self.weight_decay, 0)
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be above 0 or empty, not {self.clip_norm}")

@@ -30,6 +30,7 @@ from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
 from sasrec.lazy_adam import LazyAdam, clip_norm
+from sasrec.models.dropout import set_dropout
 from sasrec.models.events import Histories, asked_by, gather
 from sasrec.second_task import RatingTask
 
@@ -109,6 +110,13 @@ def learning_rate(params: TrainParams, progress: float) -> float:
         rest = (progress - params.warmup) / max(1 - params.warmup, 1e-9)
         return params.lr * (1 + math.cos(math.pi * rest)) / 2
     return params.lr
+
+
+def dropout_rate(params: TrainParams, first: float, epoch: int) -> float:
+    """The rate of dropout in `epoch` (from 1): from `first` in equal steps to `final_dropout` in the last."""
+    if params.final_dropout is None:
+        return first
+    return first + (params.final_dropout - first) * (epoch - 1) / max(params.epochs - 1, 1)
 
 
 class Trainer:
@@ -199,6 +207,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, 1]).generate_state(1)[0]))
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
+        set_dropout(self.model, dropout_rate(self.params, self.model.params.dropout, epoch))
         self.extras.on_epoch(epoch - 1, self.params.epochs)
         max_len, every = self.model.params.max_len, self.params.windows == "all"
         size, way, least = self.params.batch_size, self.params.batching, self.params.min_batches

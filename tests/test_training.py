@@ -14,10 +14,11 @@ from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.data.batches import Batch, Batching, epoch_batches
 from sasrec.errors import UserError
 from sasrec.guardian import Guardian
+from sasrec.models.dropout import Dropping
 from sasrec.models.sasrec import SASRec
 from sasrec.quant.attach import attach, calibrate, freeze, load_method, own_training, quantizers
 from sasrec.quant.frozen import thaw
-from sasrec.training import Extras, Progress, Trainer, learning_rate, write_curves
+from sasrec.training import Extras, Progress, Trainer, dropout_rate, learning_rate, write_curves
 from tests.conftest import SmallStore
 
 CPU = torch.device("cpu")
@@ -66,6 +67,7 @@ def test_every_loss_learns_the_chains(chains: SmallStore, loss: str) -> None:
         {"negative_sampling": "popularity"},
         {"negatives_from": "all", "loss": "bce"},
         {"select_on": "sampled"},
+        {"final_dropout": 0.0},
     ],
 )
 def test_options_train_too_and_change_the_run(chains: SmallStore, options: dict[str, Any]) -> None:
@@ -230,6 +232,39 @@ def test_schedules() -> None:
     assert learning_rate(one, 0) == pytest.approx(1 / 25)
     assert learning_rate(one, 0.3) == pytest.approx(1)
     assert learning_rate(one, 1) == pytest.approx(1e-4)
+
+
+def test_dropout_falls_in_equal_steps_to_its_last_rate(chains: SmallStore) -> None:
+    falling = TrainParams(epochs=5, final_dropout=0.1)
+    assert [round(dropout_rate(falling, 0.5, epoch), 9) for epoch in (1, 2, 3, 4, 5)] == [0.5, 0.4, 0.3, 0.2, 0.1]
+    assert dropout_rate(TrainParams(epochs=1, final_dropout=0.1), 0.5, 1) == 0.5
+    assert dropout_rate(TrainParams(epochs=5), 0.5, 4) == 0.5
+
+    model = fresh(dataclasses.replace(SMALL, dropout=0.5))
+    seen: list[set[float]] = []
+
+    def note(epoch: int, epochs: int) -> None:
+        seen.append({part.rate for part in model.modules() if isinstance(part, Dropping)})
+
+    params = dataclasses.replace(FAST, epochs=3, final_dropout=0.0)
+    Trainer(model, chains, params, 0, device=CPU, extras=Extras(on_epoch=note)).run(log=lambda line: None)
+    assert seen == [{0.5}, {0.25}, {0.0}]
+
+
+def test_falling_dropout_resumes_where_it_was(chains: SmallStore, tmp_path: Path) -> None:
+    params = dataclasses.replace(FAST, final_dropout=0.0)
+    whole, expected = train(chains, params)
+    resume = tmp_path / "resume"
+
+    def killed(epoch: int, epochs: int) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(chains, params, resume, Extras(on_epoch=killed))
+    resumed, progress = train(chains, params, resume)
+    assert progress == expected
+    assert same(whole, resumed)
 
 
 def test_the_quantizers_group_has_its_own_rate_and_no_decay(chains: SmallStore) -> None:

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sasrec.config import ModelParams
-from sasrec.models.dropout import dropout, dropout_mask
+from sasrec.models.dropout import Dropping, dropout, dropout_mask
 from sasrec.models.locality import Locality
 from sasrec.models.taps import Linear, Tap
 
@@ -46,7 +46,7 @@ class WeightedSum(torch.autograd.Function):
         return to_scores @ key, to_scores.transpose(1, 2) @ query, to_value, to_bias, None
 
 
-class Attention(nn.Module):
+class Attention(Dropping):
     """Attention over real tokens of the past (Kang and McAuley, section III-B)."""
 
     def __init__(self, params: ModelParams) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def dropout_mask(x: Tensor, rate: float) -> Tensor:
@@ -33,3 +33,16 @@ def add_dropped(x: Tensor, change: Tensor, rate: float, training: bool) -> Tenso
     if not training or rate == 0:
         return x + change
     return torch.addcmul(x, change, dropout_mask(change, rate))
+
+
+class Dropping(nn.Module):
+    """A module that applies dropout at `rate` while it trains."""
+
+    rate: float
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Let every part of `model` drop at that rate from now on."""
+    for module in model.modules():
+        if isinstance(module, Dropping):
+            module.rate = rate

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sasrec.config import ModelParams
 from sasrec.models.attention import HIDDEN_SCORE, Attention
-from sasrec.models.dropout import add_dropped, dropout
+from sasrec.models.dropout import Dropping, add_dropped, dropout
 from sasrec.models.events import Events, Histories
 from sasrec.models.facts import Facts
 from sasrec.models.scoring import Part, scores
@@ -19,7 +19,7 @@ from sasrec.models.side import SideEmbeddings, TimeBias, blank, event_inputs, ti
 from sasrec.models.taps import Linear, Table, Tap
 
 
-class FeedForward(nn.Module):
+class FeedForward(Dropping):
     """Two linear layers with a ReLU, position by position (equation 6)."""
 
     def __init__(self, params: ModelParams) -> None:
@@ -88,14 +88,14 @@ def start_with_xavier(model: nn.Module) -> None:
             module.weight[0] = 0
 
 
-class SASRec(nn.Module):
+class SASRec(Dropping):
     """Scores of items given a history. `items`: how many items there are; ids are 1..items, 0 is padding. scored: whether
     its states are what items are scored with; else they are parts of another model's, and have no tap. `facts`: what
     `model.side` has to know of the data. `event_inputs`: what the model asks for besides item ids (`events.Events`)."""
 
     def __init__(self, params: ModelParams, items: int, facts: Facts | None = None, scored: bool = True) -> None:
         super().__init__()
-        self.params, self.items, self.facts = params, items, facts or Facts()
+        self.params, self.items, self.facts, self.rate = params, items, facts or Facts(), params.dropout
         self.event_inputs = event_inputs(params)
         self.item_table = Table(items + 1, params.hidden, padding=True, scoring=params.tied)
         self.position_table = Table(params.max_len, params.hidden, padding=False) if params.position != "none" else None
@@ -152,7 +152,7 @@ class SASRec(nn.Module):
         if self.side is not None:
             for known in self.side(events, windows):
                 x = x + known
-        x = dropout(x, self.params.dropout, self.training)
+        x = dropout(x, self.rate, self.training)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.embedding_tap(x, mask=mask)

@@ -92,11 +92,15 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
     quant, train = run.quant, run.train
     if quant.init == "scratch" and module.TRAINS:
         torch.manual_seed(run.seed)
+        if quant.dropout is not None:
+            train = replace(train, final_dropout=None)
         model = untrained(model, **({} if quant.dropout is None else {"dropout": quant.dropout}))
         if quant.preset == "source":
             train = replace(train, epochs=SOURCE_EPOCHS)
     else:
-        rate = quant.dropout if module.TRAINS else None
+        # Where dropout fell in training, the rate that it ended with.
+        rate = train.final_dropout if quant.dropout is None else quant.dropout
+        rate = rate if module.TRAINS else None
         model = copy.deepcopy(model) if rate is None else with_dropout(model, rate)
         # Fine-tuning: its own rate and length, half a cosine down to nothing, no early stop; and no second task, whose head
         # is gone and would have to be learned anew in these few steps.
@@ -108,6 +112,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
             warmup=0.0,
             patience=quant.epochs + 1,
             rating_weight=0.0,
+            final_dropout=None,
         )
     histories = _histories(run, model)
     if getattr(module, "QUANTIZES", True):

@@ -62,7 +62,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def make(run: Run, model: SASRec, method: str = "lsq", options: Any = None, **quant: Any) -> Outcome:
     chosen = dataclasses.replace(run.quant, **quant)
-    return quantize(dataclasses.replace(run, quant=chosen, key=f"{chosen} {options}"), model, method, options)
+    return quantize(dataclasses.replace(run, quant=chosen, key=f"{chosen} {options} {run.train}"), model, method, options)
 
 
 def test_phases() -> None:
@@ -149,6 +149,17 @@ def test_dropout_of_its_own_for_whatever_trains(run: Run, trained: SASRec) -> No
     assert make(run, trained, "ptq", dropout=0.0).model.params == trained.params
     assert make(run, trained, "lsq", init="scratch", dropout=0.0).model.params.dropout == 0
     assert trained.params.dropout == 0.1
+
+
+def test_dropout_is_what_the_training_of_the_model_ended_with(run: Run, trained: SASRec) -> None:
+    falling = dataclasses.replace(run, train=dataclasses.replace(run.train, final_dropout=0.0))
+    for method in ("control", "lsq"):
+        assert same(make(falling, trained, method).model, make(run, trained, method, dropout=0.0).model)
+        assert same(make(falling, trained, method, dropout=0.05).model, make(run, trained, method, dropout=0.05).model)
+        constant = make(run, trained, method, init="scratch", dropout=0.05)
+        assert same(make(falling, trained, method, init="scratch", dropout=0.05).model, constant.model)
+    scratch = make(falling, trained, "lsq", init="scratch")
+    assert scratch.rows != make(run, trained, "lsq", init="scratch").rows  # there it falls again
 
 
 def test_the_divergence_and_its_gradients() -> None:
