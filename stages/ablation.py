@@ -1,0 +1,156 @@
+"""Measure what each choice of the quantization recipe is worth: python -m stages.ablation [KEY=VALUE ...]
+
+The recipe is that of params.yaml, `quant` and `methods.<method>`; each KEY=VALUE, such as quant.table=per_tensor or
+'quant.progressive=[8,6]', is one change to it alone; without any, those in CHOICES. Each is one training from the model in
+data/models/<quant.model>/<seed>, which `dvc repro train@<quant.model>-<seed>` makes, measured on the test items by the
+simulation in torch, and compared with the recipe as it stands and with the control of its own (which has the same epochs,
+rates, dropout and distillation, and no quantizers), user by user. Rows of metrics/reference/ablation.csv that are measured
+anew are replaced. What was measured is kept in data/ablation, so that a killed run goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from sasrec import metrics
+from sasrec.checkpoint import fingerprint, load_model
+from sasrec.config import Study, from_mapping
+from sasrec.data.sequences import Sequences
+from sasrec.errors import UserError
+from sasrec.evaluation import model_scorer, rank
+from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
+from sasrec.measurements import as_csv, read_rows
+from sasrec.merged import OF_CONTROL
+from sasrec.metrics import Floats
+from sasrec.models.events import asked_by
+from sasrec.process import run_once, set_up
+from sasrec.quant.attach import load_method
+from sasrec.quant.recipe import Run, quantize
+from stages.common import PARAMS, read_study
+
+TABLE = Path("metrics/reference/ablation.csv")
+KEPT = Path("data/ablation")
+KEYS = ("bits", "preset", "method", "seed", "choice")
+COLUMNS = (
+    *KEYS, "validation_ndcg@10", "ndcg@10", "of_recipe_%", "of_recipe_low_%", "of_recipe_high_%",
+    "of_control_%", "of_control_low_%", "of_control_high_%",
+)  # fmt: skip
+RECIPE = "the recipe"
+CHOICES = (
+    "quant.table=per_tensor", "quant.weights=per_tensor", "quant.preset=paper", "quant.dropout=0.2", "quant.distill=0.3",
+    "quant.delay_epochs=1", "quant.progressive=[8]", "quant.table_rounding=stochastic", "quant.init=control",
+    "methods.lsq.lr=0.0003", "methods.lsq.lr=0.03", "methods.lsq.start=paper", "methods.lsq.offset=true",
+)  # fmt: skip
+
+
+def changed(mapping: Mapping[str, Any], choice: str, method: str) -> dict[str, Any]:
+    """The content of params.yaml with one KEY=VALUE. Raises UserError where that is not one, or of another section."""
+    key, equals, value = choice.partition("=")
+    path = key.split(".")
+    if not equals or not (path[0] == "quant" and len(path) == 2 or path[:2] == ["methods", method] and len(path) == 3):
+        raise UserError(f"'{choice}' is not a change of the recipe; write quant.KEY=VALUE or methods.{method}.KEY=VALUE")
+    copy: dict[str, Any] = {**mapping, path[0]: {**(mapping.get(path[0]) or {})}}
+    section = copy[path[0]]
+    if len(path) == 3:
+        section[method] = {**(section.get(method) or {})}
+        section = section[method]
+    section[path[-1]] = yaml.safe_load(value)
+    return copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """gains: NDCG@10 of each user on the test items, (users,)."""
+
+    validation: float
+    gains: Floats
+
+
+def measure(study: Study, method: str, seed: int) -> Measured:
+    """One training by the recipe of `study`, or what an earlier run kept of the same."""
+    source = Path("data/models", study.quant.model, str(seed))
+    if not (source / "model.safetensors").exists():
+        raise UserError(f"{source} does not exist; make it first: dvc repro train@{study.quant.model}-{seed}")
+    device = set_up(study.threads, study.device)
+    options = study.methods.get(method)
+    load_method(method, options)
+    train = dataclasses.replace(study.of_model(study.quant.model)[1], precision="float32")
+    store = Sequences.load(Path("data/prepared"))
+    checkpoint = sha256(source / "model.safetensors")
+    key = fingerprint(method, options, study.quant, train, seed, study.threads, str(device), store.stats, checkpoint)
+    kept = KEPT / key
+    if not kept.exists():
+        model, _ = load_model(source)
+        with run_once(f"ablation-{key}") as job:
+            run = Run(store, study.quant, train, seed, device, job.resume, key, job.log)
+            outcome = quantize(run, model, method, options)
+        with torch.no_grad():
+            ranks = rank(
+                model_scorer(outcome.model), store, "test", model.params.max_len,
+                exclude_seen=study.evaluate.exclude_seen, device=device, only="full", asked=asked_by(model),
+            )  # fmt: skip
+        with atomic_folder(kept) as folder:
+            np.save(folder / "ranks.npy", ranks.full)
+            write_json(folder / "measured.json", {"validation": round(outcome.ndcg, 5)})
+    gains = metrics.ndcg(np.load(kept / "ranks.npy").astype(np.float64), 10)
+    return Measured(read_json(kept / "measured.json")["validation"], gains)
+
+
+def percents(own: Floats, other: Floats, study: Study) -> list[str]:
+    """By how many percent of the other's mean the own is higher, with its 95 % interval."""
+    interval = metrics.bootstrap_interval((own - other)[None], study.evaluate.bootstrap, study.evaluate.seed)
+    values = [100 * value / other.mean() for value in (float((own - other).mean()), *interval)]
+    return [f"{value:+.2f}" for value in values]
+
+
+def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
+    mapping = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    study = read_study()
+    # All of them first: a typing error in the last would otherwise show after hours.
+    studies = {RECIPE: study} | {choice: from_mapping(Study, changed(mapping, choice, method), "") for choice in choices}
+    for each in studies.values():
+        load_method(method, each.methods.get(method))
+    recipe = measure(study, method, seed)
+    for choice, each in studies.items():
+        own = measure(each, method, seed)
+        plain = {key: getattr(each.quant, key) for key in OF_CONTROL}
+        # Of nothing else does the control depend, so that choices which leave these alone share one.
+        control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
+        of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
+        values = (
+            str(study.quant.bits), study.quant.preset, method, str(seed), choice,
+            f"{own.validation:.4f}", f"{own.gains.mean():.4f}", *of_recipe, *percents(own.gains, control.gains, study),
+        )  # fmt: skip
+        row = dict(zip(COLUMNS, values, strict=True))
+        print(", ".join(f"{name} {value}" for name, value in row.items() if value), flush=True)
+        rows = {tuple(old[key] for key in KEYS): old for old in read_rows(TABLE, COLUMNS)}
+        rows[tuple(row[key] for key in KEYS)] = row
+        write_text(TABLE, as_csv(rows.values(), COLUMNS))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("choices", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--method", default="lsq")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    known = CHOICES if options.method == "lsq" else [choice for choice in CHOICES if choice.startswith("quant.")]
+    try:
+        measure_all(options.method, options.seed, options.choices or known)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run again to go on")
+
+
+if __name__ == "__main__":
+    main()

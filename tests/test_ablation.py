@@ -1,0 +1,89 @@
+"""python -m stages.ablation: what it measures, keeps and refuses."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from sasrec.config import Study
+from sasrec.errors import UserError
+from sasrec.measurements import read_rows
+from stages import ablation as command
+
+PARAMS: dict[str, Any] = {"quant": {"bits": 4, "epochs": 2}, "methods": {"lsq": {"lr": 0.003}, "control": {}}}
+
+
+def test_a_change_is_of_one_key_and_leaves_what_it_was_made_from_as_it_was() -> None:
+    before = yaml.safe_dump(PARAMS)
+    assert command.changed(PARAMS, "quant.table=per_tensor", "lsq")["quant"] == {"bits": 4, "epochs": 2, "table": "per_tensor"}
+    assert command.changed(PARAMS, "quant.progressive=[8,6]", "lsq")["quant"]["progressive"] == [8, 6]
+    assert command.changed(PARAMS, "methods.lsq.offset=true", "lsq")["methods"]["lsq"] == {"lr": 0.003, "offset": True}
+    assert command.changed(PARAMS, "methods.ste.range=minmax", "ste")["methods"]["ste"] == {"range": "minmax"}
+    assert yaml.safe_dump(PARAMS) == before
+
+
+@pytest.mark.parametrize(
+    "choice", ["quant.table", "train.lr=1", "quant=1", "methods.ste.range=mse", "methods.lsq=1", "quant.a.b=1"]
+)
+def test_what_is_no_change_of_the_recipe_is_refused(choice: str) -> None:
+    with pytest.raises(UserError, match=r"is not a change of the recipe; write quant\.KEY=VALUE or methods\.lsq\.KEY=VALUE"):
+        command.changed(PARAMS, choice, "lsq")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Study]]:
+    """A project whose trainings give made-up users; what was asked to be trained."""
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    content["quant"] |= {"bits": 4, "epochs": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (tmp_path / "metrics/reference").mkdir(parents=True)
+    (tmp_path / "sasrec").symlink_to(Path("sasrec").absolute())
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, Study]] = []
+
+    def measure(study: Study, method: str, seed: int) -> command.Measured:
+        asked.append((method, study))
+        # Everyone gains 1 % by scales per row, and loses 10 % by quantization.
+        level = 0.5 if method == "control" else 0.45
+        return command.Measured(level, np.full(50, level * (1 if study.quant.table == "per_row" else 0.99)))
+
+    monkeypatch.setattr(command, "measure", measure)
+    return asked
+
+
+def test_each_choice_beside_the_recipe_and_the_control_of_its_own(project: list[tuple[str, Study]]) -> None:
+    command.measure_all("lsq", 0, ["quant.table=per_tensor", "quant.distill=0.5"])
+    plain, table, distilled = read_rows(command.TABLE, command.COLUMNS)
+    assert [row["choice"] for row in (plain, table, distilled)] == ["the recipe", "quant.table=per_tensor", "quant.distill=0.5"]
+    assert {row["bits"] for row in (plain, table, distilled)} == {"4"}
+    assert plain["of_recipe_%"] == "" and plain["of_control_%"] == "-10.00"
+    assert table["of_recipe_%"] == table["of_recipe_low_%"] == "-1.00"
+    assert distilled["of_recipe_%"] == "+0.00"
+    controls = [study.quant for method, study in project if method == "control"]
+    assert [quant.distill for quant in controls] == [0, 0, 0.5]
+    assert {quant.table for quant in controls} == {"per_row"}  # of scales a control does not depend
+
+
+def test_rows_measured_anew_are_replaced(project: list[tuple[str, Study]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["ablation", "quant.table=per_tensor"])
+        command.main()
+    assert len(read_rows(command.TABLE, command.COLUMNS)) == 2
+    command.measure_all("lsq", 1, [])
+    assert len(read_rows(command.TABLE, command.COLUMNS)) == 3
+
+
+def test_a_wrong_choice_is_refused_before_anything_is_trained(project: list[tuple[str, Study]]) -> None:
+    for wrong, said in (("quant.tabel=per_row", "table"), ("methods.lsq.steps=3", "steps"), ("quant.table=per_cow", "per_row")):
+        with pytest.raises(UserError, match=said):
+            command.measure_all("lsq", 0, ["quant.table=per_tensor", wrong])
+    assert not project
+
+
+def test_without_a_trained_model_it_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="dvc repro train@sasrec-3"):
+        command.measure(Study(("sasrec",), ("lsq",), ("sasrec",), (0,)), "lsq", 3)
