@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,10 @@ class Trainer:
             rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
             self._set_rates(rate)
             with product_precision(self.params.precision):
-                result, n = self._loss(batch, rng)
+                with ExitStack() as tables:
+                    for table in self.model.item_tables:
+                        tables.enter_context(table.quantized_once())
+                    result, n = self._loss(batch, rng)
                 loss = result.loss
                 if result.second is not None:
                     loss = loss + self.params.rating_weight * result.second

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sasrec.config import ModelParams
-from sasrec.models.attention import WeightedSum
+from sasrec.models.attention import DroppedSum, WeightedSum, Weights
 from sasrec.models.dropout import add_dropped, dropout, dropout_mask
 from sasrec.models.sasrec import Block, SASRec
 from sasrec.models.taps import Tap, taps
@@ -209,6 +209,26 @@ def test_the_fused_attention_has_the_plain_gradients(masked: bool) -> None:
     assert torch.autograd.gradcheck(lambda *x: WeightedSum.apply(*x, bias, mask), (q, k, v))
     for learned in (bias, bias.expand(3, -1, -1).clone()):
         assert torch.autograd.gradcheck(lambda *x: WeightedSum.apply(*x, mask), (q, k, v, learned.requires_grad_()))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_two_halves_of_the_attention_are_the_operators_one_by_one(masked: bool) -> None:
+    """To the bit, values and gradients; the latter lie in memory as the tensors they belong to do."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, n, 50, generator=generator, requires_grad=True) for n in (7, 9, 9))
+    bias = torch.randn(1, 7, 9, generator=generator, requires_grad=True)
+    mask = (torch.rand(3, 7, 9, generator=generator) < 0.7) / 0.7 if masked else None
+    weights = torch.baddbmm(bias.expand(3, -1, -1), q, k.transpose(1, 2), alpha=50**-0.5).softmax(-1)
+    plain = (weights if mask is None else weights * mask) @ v
+    halves = DroppedSum.apply(Weights.apply(q, k, bias), v, mask)
+    assert torch.equal(halves, plain)
+    towards = torch.randn(3, 7, 50, generator=generator)
+    found, wanted = (torch.autograd.grad(out, (q, k, v, bias), towards) for out in (halves, plain))
+    for own, other in zip(found, wanted, strict=True):
+        assert torch.equal(own, other)
+        assert own.is_contiguous()
+    double = [x.detach().double().requires_grad_() for x in (q, k, bias)]
+    assert torch.autograd.gradcheck(lambda *x: Weights.apply(*x), double)
 
 
 def test_dropout_keeps_the_mean_and_the_stated_share() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sasrec.config import ModelParams
-from sasrec.models.dropout import Dropping, dropout, dropout_mask
+from sasrec.models.dropout import Dropping, dropout_mask
 from sasrec.models.locality import Locality
 from sasrec.models.taps import Linear, Tap
 
@@ -46,6 +46,49 @@ class WeightedSum(torch.autograd.Function):
         return to_scores @ key, to_scores.transpose(1, 2) @ query, to_value, to_bias, None
 
 
+class Weights(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d) + bias), (batch * heads, n, length): the first half of `WeightedSum`, for weights that are
+    quantized. As the operators one by one, to the bit, but for how the gradient of the keys lies in memory: theirs comes
+    transposed, and every pass of the quantizer behind it is then a slow one."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+        scale = query.shape[-1] ** -0.5
+        scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=scale)
+        weights = scores.softmax(-1)
+        ctx.save_for_backward(query, key, weights)
+        ctx.scale, ctx.bias_shape = scale, bias.shape
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        query, key, weights = ctx.saved_tensors
+        to_scores = torch._softmax_backward_data(gradients[0], weights, -1, weights.dtype)
+        to_bias = to_scores.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[2] else None
+        to_query = (to_scores @ key).mul_(ctx.scale)
+        # This way round, because the other rounds other sums for 5 to 9 positions.
+        to_key = (query.transpose(1, 2) @ to_scores).mul_(ctx.scale).transpose(1, 2).contiguous()
+        return to_query, to_key, to_bias
+
+
+class DroppedSum(torch.autograd.Function):
+    """weights, times a dropout mask, times v: the second half of `WeightedSum`."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        dropped = weights if mask is None else weights * mask
+        ctx.save_for_backward(dropped, value, mask)
+        return dropped @ value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        dropped, value, mask = ctx.saved_tensors
+        to_weights = gradients[0] @ value.transpose(1, 2)
+        if mask is not None:
+            to_weights *= mask
+        return to_weights, dropped.transpose(1, 2) @ gradients[0], None
+
+
 class Attention(Dropping):
     """Attention over real tokens of the past (Kang and McAuley, section III-B)."""
 
@@ -80,15 +123,14 @@ class Attention(Dropping):
         query_heads = query_mask
         if self.heads > 1 and query_mask is not None:
             query_heads = query_mask.repeat_interleave(self.heads, 0)
+        drop = None
+        if self.training and self.rate:
+            drop = dropout_mask(query.new_empty(()).expand(len(query), query.shape[1], key.shape[1]), self.rate)
         if self.weights_tap.quantizer is None:
-            drop = None
-            if self.training and self.rate:
-                drop = dropout_mask(query.new_empty(()).expand(len(query), query.shape[1], key.shape[1]), self.rate)
             context = WeightedSum.apply(query, key, value, bias, drop)
         else:
-            scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-            weights = self.weights_tap(scores.softmax(-1), mask=query_heads)
-            context = dropout(weights, self.rate, self.training) @ value
+            weights = self.weights_tap(Weights.apply(query, key, bias), mask=query_heads)
+            context = DroppedSum.apply(weights, value, drop)
         context = self._join(context)
         if self.output is None or self.context_tap is None:
             return context

@@ -4,6 +4,8 @@ A tap is the identity until a quantizer is put on it (`sasrec.quant.attach`). It
 for example `blocks.0.query.weight_tap`; `taps(model)` lists them without the suffix.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +83,9 @@ class Table(nn.Module):
     def __init__(self, rows: int, features: int, padding: bool, scoring: bool = False) -> None:
         super().__init__()
         self.padding = padding
+        # What `all` gives, and whether it is kept now.
+        self._kept: Tensor | None = None
+        self._keeps = False
         self.sparse = False  # whether look-ups give gradients of the looked-up rows alone (`sasrec.lazy_adam`)
         self.weight = nn.Parameter(torch.empty(rows, features))
         self.weight_tap = Tap("table", features, rows=rows, scoring=scoring)
@@ -98,4 +103,18 @@ class Table(nn.Module):
         return self.weight_tap(F.embedding(ids, self.weight, padding, sparse=self.sparse), ids)
 
     def all(self) -> Tensor:
-        return self.weight_tap(self.weight)
+        if not (self._keeps and torch.is_grad_enabled()):
+            return self.weight_tap(self.weight)
+        if self._kept is None:
+            self._kept = self.weight_tap(self.weight)
+        return self._kept
+
+    @contextmanager
+    def quantized_once(self) -> Iterator[None]:
+        """Within it, in which the weights must not change, the whole table is quantized once, however often a training step
+        looks rows up or scores with it."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._kept = False, None

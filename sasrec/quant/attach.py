@@ -175,8 +175,14 @@ def calibrate(model: nn.Module, histories: Iterable[Histories]) -> None:
 def own_training(model: nn.Module, options: Any, seed: int) -> Extras:
     """What the quantizers in place add to a training run."""
 
+    all_taps = list(taps(model).values())  # once: the walk over all modules takes a while, and this is done every step
+
     def penalty() -> Tensor | None:
-        terms = [term for quantizer in quantizers(model).values() if (term := quantizer.penalty()) is not None]
+        by_class: dict[type[Quantizer], list[Quantizer]] = {}
+        for tap in all_taps:
+            if isinstance(tap.quantizer, Quantizer):
+                by_class.setdefault(type(tap.quantizer), []).append(tap.quantizer)
+        terms = [term for own, of in by_class.items() if (term := own.joint_penalty(of)) is not None]
         return torch.stack(terms).sum() if terms else None
 
     def on_epoch(epoch: int, epochs: int) -> None:

@@ -1,6 +1,7 @@
 """PACT: parameterized clipping activation (Choi et al. 2018, arXiv 1805.06085). Weights as in DoReFa, as the paper has
 them, or by SAWB (Choi et al., SysML 2019), which the same authors joined to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,8 +80,12 @@ class PACT(Quantizer):
     def initialize(self, values: Tensor) -> None:
         self.log_alpha.copy_((mse_scale(values, self.low, self.high, per_row=False) * self.high).log())
 
-    def penalty(self) -> Tensor:
-        return self.decay * self.log_alpha.exp().square()
+    @staticmethod
+    def joint_penalty(of: Sequence["PACT"]) -> Tensor:
+        by_decay: dict[float, list[Tensor]] = {}
+        for quantizer in of:
+            by_decay.setdefault(quantizer.decay, []).append(quantizer.log_alpha)
+        return torch.stack([(decay * torch.stack(own).exp().square()).sum() for decay, own in by_decay.items()]).sum()
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return LearnedClip.apply(x.float(), self.log_alpha.exp(), self.low, self.high).to(x.dtype)

@@ -4,7 +4,7 @@ Which levels each method has at each width is one table, in `conventions.py`.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -77,6 +77,12 @@ class Quantizer(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """A term of the training loss on this quantizer's own parameters, or None."""
+        return self.joint_penalty([self])
+
+    @staticmethod
+    def joint_penalty(of: Sequence[Any]) -> Tensor | None:
+        """The sum of the terms of several quantizers of one class, or None: together, because each of a model's alone is half a
+        dozen operators on single numbers, which cost more than what they compute."""
         return None
 
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:

@@ -78,9 +78,9 @@ class STE(Quantizer):
     @torch.no_grad()
     def _observe(self, x: Tensor, mask: Tensor | None) -> None:
         assert self.widest is not None
-        widest = self._widest(x).squeeze(-1)  # of each token
-        largest = (widest if mask is None else widest * mask).amax()
-        self.widest.lerp_(largest, 1 - self.options.momentum)
+        # Padding as 0, which no range leaves out. All elements at once: reducing every short row takes ten times as long.
+        real = x if mask is None else x * mask.unsqueeze(-1)
+        self.widest.lerp_(self._widest(real.flatten())[0], 1 - self.options.momentum)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         values = x.float()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sasrec.errors import UserError
-from sasrec.quant.pact import SAWB, LearnedClip
+from sasrec.models.taps import Place
+from sasrec.quant.pact import PACT, SAWB, LearnedClip, Options
 from sasrec.quant.quantizer import Quantizer, mse_scale
 
 Build = Callable[..., Quantizer]
@@ -72,6 +73,22 @@ def test_penalty_is_on_alpha_alone(build: Build) -> None:
     assert parameter.grad is not None and float(parameter.grad) == pytest.approx(2 * 0.25 * alpha**2)  # d/dlog alpha
     assert build("pact", 4, "weight", values=values.reshape(40, 100)).penalty() is None
     assert not list(build("pact", 4, "weight", values=values.reshape(40, 100)).parameters())
+
+
+def test_penalties_of_many_are_one_sum() -> None:
+    """Each alpha with the decay of its own width."""
+    places = [Place(f"x{i}", "activation", True, 8) for i in range(3)]
+    quantizers = [PACT(place, bits, Options()) for place, bits in zip(places, (2, 4, 8), strict=True)]
+    with torch.no_grad():
+        for i, quantizer in enumerate(quantizers):
+            quantizer.log_alpha.fill_(float(i))
+    joint = PACT.joint_penalty(quantizers)
+    alphas = [float(torch.tensor(float(i)).exp()) for i in range(3)]
+    assert float(joint.detach()) == pytest.approx(1e-2 * alphas[0] ** 2 + 1e-4 * (alphas[1] ** 2 + alphas[2] ** 2))
+    joint.backward()
+    for quantizer, alpha, decay in zip(quantizers, alphas, (1e-2, 1e-4, 1e-4), strict=True):
+        assert quantizer.log_alpha.grad is not None
+        assert float(quantizer.log_alpha.grad) == pytest.approx(2 * decay * alpha**2)
 
 
 @pytest.mark.parametrize(("bits", "decay"), [(2, 1e-2), (3, 1e-4), (8, 1e-4)])

@@ -118,3 +118,40 @@ def test_rates_of_both_groups_follow_the_schedule() -> None:
     trainer.epoch(2)
     weights, own = (group["lr"] for group in trainer.optimizer.param_groups)
     assert 0 < weights < params.lr and own / weights == pytest.approx(0.05 / params.lr)
+
+
+@methods
+def test_a_step_quantizes_the_whole_table_once(method: str, options: dict[str, Any], learned: set[str]) -> None:
+    """Though it looks rows up, and scores with all of them."""
+    model, trainer = trainer_of(method, options, QuantParams(bits=4))
+    whole: list[int] = []
+    steps: list[int] = []
+    model.item_table.weight_tap.register_forward_hook(lambda tap, given, out: whole.append(1) if len(given) == 1 else None)
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.epoch(1)
+    assert 1 < len(steps) == len(whole)
+
+
+@methods
+def test_a_table_that_is_quantized_once_has_the_same_gradients(method: str, options: dict[str, Any], learned: set[str]) -> None:
+    model, _ = trainer_of(method, options, QuantParams(bits=4))
+    table = model.item_table
+    ids = torch.randint(0, 41, (2, 60))
+    towards = torch.randn(2, 60, 16)
+
+    def gradients() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        uses = (
+            (table.lookup(ids[0]) * towards[0]).sum() + (table.lookup(ids[1]) * towards[1]).sum() + table.all().square().sum()
+        )
+        return uses, list(torch.autograd.grad(uses, list(table.parameters())))
+
+    apart, wanted = gradients()
+    with table.quantized_once():
+        together, found = gradients()
+    assert torch.equal(apart, together)
+    torch.testing.assert_close(found, wanted)
+    # Afterwards it follows the weights again.
+    before = table.all().detach().clone()
+    with torch.no_grad():
+        table.weight.mul_(2)
+    assert not torch.equal(table.all(), before)
