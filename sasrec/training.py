@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sasrec import evaluation, losses, metrics, objective
+from sasrec.adam import Adam
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
@@ -142,9 +143,8 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": params.weight_decay}]
         if self.extras.parameters:
             groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(groups, lr=params.lr, betas=BETAS, fused=True)
         decay, decoupled = params.weight_decay, params.optimizer == "adamw"
+        self.optimizer = Adam(groups, params.lr, BETAS, decoupled)
         self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
