@@ -324,9 +324,10 @@ class Trainer:
         """Ranks of the validation targets among all items; states: (targets, hidden)."""
         table = self.model.scoring_table.all()
 
-        def scorer(histories: Tensor, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.held.users, users)] @ table.T
+        def looked_up(histories: Histories, users: Ints) -> Tensor:
+            return states[np.searchsorted(self.held.users, users)]
 
+        scorer = evaluation.Factored(looked_up, table)
         max_len = self.model.params.max_len
         return evaluation.rank(scorer, self.store, "validation", max_len, device=self.device, only="full").full
 
