@@ -155,8 +155,8 @@ def best(scores: Tensor, k: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Asked:
-    """Of a batch of users. target: (batch,). row, item: (pairs,), what is no candidate of the full ranking; the target always is
-    one. drawn: the candidates of other rankings, (batch, n) each, 0 = none. k: how many of the best."""
+    """Of a batch of users. target: (batch,). row, item: (pairs,), what is no candidate of the full ranking; the target always
+    is one. drawn: the candidates of other rankings, (batch, n) each, 0 = none. k: how many of the best."""
 
     target: Tensor
     row: Ints
@@ -178,8 +178,8 @@ class Answer:
 
 
 def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
-    """In one pass over the blocks, which are overwritten. own: the targets' scores that others are compared with; None: those in
-    the blocks, of which there is then one alone. Raises UserError where a score is not a number."""
+    """In one pass over the blocks, which are overwritten. own: the targets' scores that others are compared with; None: those
+    in the blocks, of which there is then one alone. Raises UserError where a score is not a number."""
     target = asked.target
     found, higher, equal, values, ids, drawn = None, 0, 0, None, torch.empty(0), []
     for begin, scores in blocks:
@@ -215,9 +215,7 @@ def _taken(scores: Tensor, places: Tensor, other: Tensor) -> Tensor:
     return torch.where(places == inside, scores.gather(1, inside), other)
 
 
-def _better(
-    values: Tensor | None, ids: Tensor, scores: Tensor, highest: Tensor, begin: int, k: int
-) -> tuple[Tensor, Tensor]:
+def _better(values: Tensor | None, ids: Tensor, scores: Tensor, highest: Tensor, begin: int, k: int) -> tuple[Tensor, Tensor]:
     """The k best of what is best so far and of the scores (batch, n) of items begin, begin + 1, ...: scores and ids, each
     (batch, k). highest: (batch,) no score is higher."""
     if values is None:

@@ -151,7 +151,6 @@ class Trainer:
         self.objective = objective.of(model, params, store)
         self.held = store.held("validation")
         self.asked = asked_by(model)
-        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked))
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -309,8 +308,10 @@ class Trainer:
         total = torch.zeros(2, device=self.device)
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(0)
-        for rows, histories in self.validation_batches:
-            state = self.model.encode(histories.to(self.device), last=True)[:, 0]
+        for rows, histories in evaluation.blocks(self.store, self.held, self.model.params.max_len, 512, self.asked):
+            # A part at a time, whose tensors are no larger than those of training.
+            parts = histories.to(self.device).split(evaluation.USERS // 2)
+            state = torch.cat([self.model.encode(part, last=True)[:, 0] for part in parts])
             states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
             states[rows] = state
             users = self.held.users[rows]
