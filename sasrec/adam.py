@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -27,7 +27,7 @@ class Adam(EagerOptimizer, torch.optim.Adam):
     """torch.optim.Adam, by its fused kernel; decoupled: torch.optim.AdamW."""
 
     def __init__(
-        self, params: Iterable[nn.Parameter] | list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999),
+        self, params: Iterable[Tensor] | list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999),
         decoupled: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, lr, betas, fused=True, decoupled_weight_decay=decoupled)

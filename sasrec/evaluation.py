@@ -181,7 +181,10 @@ def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
     """In one pass over the blocks, which are overwritten. own: the targets' scores that others are compared with; None: those
     in the blocks, of which there is then one alone. Raises UserError where a score is not a number."""
     target = asked.target
-    found, higher, equal, values, ids, drawn = None, 0, 0, None, torch.empty(0), []
+    higher, equal = torch.zeros((2, len(target)), device=target.device)
+    found: Tensor | None = None
+    values: Tensor | None = None
+    ids, drawn = target, list[Tensor]()
     for begin, scores in blocks:
         width = scores.shape[1]
         if begin == 0:
@@ -205,7 +208,7 @@ def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
         higher, equal = higher + above, equal + tied
         if asked.k:
             values, ids = _better(values, ids, scores, highest, begin, asked.k)
-    assert found is not None and isinstance(higher, Tensor) and isinstance(equal, Tensor)
+    assert found is not None
     return Answer(found, higher, equal, drawn, ids)
 
 
