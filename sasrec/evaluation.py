@@ -5,7 +5,7 @@ is against all items that the user has not seen in that history, sampled ranking
 itself is always among them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,11 @@ from sasrec.models.events import Histories, gather
 
 # Scores held at once, in elements; bounds the memory of ranking whatever the catalogue.
 BLOCK_ELEMENTS = 8_000_000
+# The same of scores that are products of states and a table, which can be had for some items at a time. On a CPU few enough
+# that the passes over them find them in the cache: with as many as above they take longer than the products.
+FACTORED_ELEMENTS = {"cpu": 1_000_000}
+# Users whose histories are encoded at once: more take no less time and more memory.
+USERS = 256
 
 
 class Store(Protocol):
@@ -37,6 +42,42 @@ class Store(Protocol):
 # (histories (batch, length) padded left, users (batch,)) -> scores of all items (batch, items + 1), column 0 ignored. With what
 # the scorer asks for of each event (`rank`), histories are Events.
 Scorer = Callable[[Any, Ints], Tensor]
+# (the first of some items, scores (batch, n) of these), one part of the catalogue after the other.
+ScoreBlocks = Iterable[tuple[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A scorer whose scores are products: states (batch, features) of histories and users, and a table (items + 1, features).
+    `rank` never holds the scores of all items where they are many."""
+
+    states: Callable[[Any, Ints], Tensor]
+    table: Tensor
+
+    def __call__(self, histories: Histories, users: Ints) -> Tensor:
+        return self.states(histories, users) @ self.table.T
+
+    def blocks(self, histories: Histories, users: Ints) -> ScoreBlocks:
+        """Can be gone through again."""
+        states = self.states(histories, users)
+        width = max(1, FACTORED_ELEMENTS.get(states.device.type, BLOCK_ELEMENTS) // max(len(states), 1))
+        return _Products(states, self.table, width)
+
+    def own(self, blocks: ScoreBlocks, target: Tensor) -> Tensor:
+        """The scores of the targets (batch,), most probably to the bit as in `blocks`."""
+        assert isinstance(blocks, _Products)
+        return (blocks.states @ self.table[target].T).diagonal()
+
+
+@dataclass(frozen=True)
+class _Products:
+    states: Tensor
+    table: Tensor
+    width: int
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for begin in range(0, len(self.table), self.width):
+            yield begin, self.states @ self.table[begin : begin + self.width].T
 
 
 @dataclass(frozen=True)
@@ -70,9 +111,16 @@ def blocks(store: Store, held: Held, max_len: int, size: int, asked: Sequence[st
 
 def mean_rank(scores: Tensor, target: Tensor) -> Tensor:
     """scores: (batch, n), -inf where not a candidate, the target among them; target: (batch,) its score. Mean-tie rank."""
-    higher = (scores > target[:, None]).sum(1)
-    equal = (scores == target[:, None]).sum(1) - 1
-    return 1 + higher + equal.to(torch.float32) / 2
+    higher, equal = compared(scores, target)
+    return 1 + higher + (equal - 1) / 2
+
+
+def compared(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the scores (batch, n) are higher than the target's (batch,), and how many equal."""
+    # As float32, in which counts are exact up to 16 million, because adding up booleans takes six times as long.
+    counted = torch.empty_like(scores, dtype=torch.float32)
+    higher = torch.gt(scores, target[:, None], out=counted).sum(1)
+    return higher, torch.eq(scores, target[:, None], out=counted).sum(1)
 
 
 def candidate_rank(scores: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
@@ -105,6 +153,92 @@ def best(scores: Tensor, k: int) -> Tensor:
     return ids.gather(1, order)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Of a batch of users. target: (batch,). row, item: (pairs,), what is no candidate of the full ranking; the target always
+    is one. drawn: the candidates of other rankings, (batch, n) each, 0 = none. k: how many of the best."""
+
+    target: Tensor
+    row: Ints
+    item: Ints
+    drawn: Sequence[Tensor]
+    k: int
+
+
+@dataclass
+class Answer:
+    """own: (batch,) the targets' scores; higher, equal: (batch,) how many candidates have such a score, the target with them;
+    drawn: the scores of the drawn candidates; best: (batch, k) ids."""
+
+    own: Tensor
+    higher: Tensor
+    equal: Tensor
+    drawn: list[Tensor]
+    best: Tensor
+
+
+def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
+    """In one pass over the blocks, which are overwritten. own: the targets' scores that others are compared with; None: those
+    in the blocks, of which there is then one alone. Raises UserError where a score is not a number."""
+    target = asked.target
+    higher, equal = torch.zeros((2, len(target)), device=target.device)
+    found: Tensor | None = None
+    values: Tensor | None = None
+    ids, drawn = target, list[Tensor]()
+    for begin, scores in blocks:
+        width = scores.shape[1]
+        if begin == 0:
+            scores[:, 0] = -torch.inf
+        highest = scores.amax(1)  # not a number where one of them is not
+        refuse_nan(highest)
+        if found is None:
+            found = scores.new_empty(len(target))
+            drawn = [scores.new_full(candidates.shape, -torch.inf) for candidates in asked.drawn]
+        for i, candidates in enumerate(asked.drawn):
+            drawn[i] = _taken(scores, candidates - begin, drawn[i])
+        place = (target - begin)[:, None]
+        found = _taken(scores, place, found[:, None]).squeeze(1)
+        own_items = (asked.item >= begin) & (asked.item < begin + width)
+        if own_items.any():
+            row, item = (torch.from_numpy(part[own_items]).to(scores.device) for part in (asked.row, asked.item))
+            scores[row, item - begin] = -torch.inf
+            inside = place.clamp(0, width - 1)
+            scores.scatter_(1, inside, torch.where(place == inside, found[:, None], scores.gather(1, inside)))
+        above, tied = compared(scores, found if own is None else own)
+        higher, equal = higher + above, equal + tied
+        if asked.k:
+            values, ids = _better(values, ids, scores, highest, begin, asked.k)
+    assert found is not None
+    return Answer(found, higher, equal, drawn, ids)
+
+
+def _taken(scores: Tensor, places: Tensor, other: Tensor) -> Tensor:
+    """scores (batch, n) at places (batch, m) where these are inside, else what `other` (batch, m) has."""
+    inside = places.clamp(0, scores.shape[1] - 1)
+    return torch.where(places == inside, scores.gather(1, inside), other)
+
+
+def _better(values: Tensor | None, ids: Tensor, scores: Tensor, highest: Tensor, begin: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of what is best so far and of the scores (batch, n) of items begin, begin + 1, ...: scores and ids, each
+    (batch, k). highest: (batch,) no score is higher."""
+    if values is None:
+        new = best(scores, k)
+        return scores.gather(1, new), new + begin
+    # A tie goes to what is there, which has the lower id.
+    rows = slice(None) if values.shape[1] < k else (highest > values[:, -1]).nonzero().squeeze(1)
+    if isinstance(rows, Tensor) and not len(rows):
+        return values, ids
+    some = scores[rows]
+    new = best(some, k)
+    both = torch.cat([values[rows], some.gather(1, new)], 1)
+    order = best(both, k)
+    merged = both.gather(1, order), torch.cat([ids[rows], new + begin], 1).gather(1, order)
+    if not isinstance(rows, Tensor):
+        return merged
+    values[rows], ids[rows] = merged
+    return values, ids
+
+
 @torch.no_grad()
 def rank(
     scorer: Scorer,
@@ -113,7 +247,7 @@ def rank(
     max_len: int,
     *,
     exclude_seen: bool = True,
-    batch_size: int = 512,
+    batch_size: int = USERS,
     device: torch.device | str = "cpu",
     only: Literal["full"] | None = None,
     asked: Sequence[str] = (),
@@ -128,26 +262,31 @@ def rank(
     targets = np.asarray(store.items)[held.positions].astype(np.int64)
     full, sampled, popsampled = np.full((3, len(targets)), np.nan, np.float32)
     recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
-    size = max(1, min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1)))
-    for rows, histories in blocks(store, held, max_len, size, asked):
-        users = held.users[rows]
-        scores = scorer(histories.to(device), users)
-        scores[:, 0] = -torch.inf
-        refuse_nan(scores)
-        target = torch.from_numpy(targets[rows]).to(device)
-        own = scores.gather(1, target[:, None]).squeeze(1)
-        for ranks, negatives in ((sampled, held.negatives), (popsampled, held.popular_negatives)):
-            if only is None and negatives is not None:
-                candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)
-                ranks[rows] = candidate_rank(scores.gather(1, candidates), candidates, own).cpu().numpy()
-        if exclude_seen:
-            row, item = seen_pairs(store, users, held.positions[rows])
-            scores[torch.from_numpy(row).to(device), torch.from_numpy(item).to(device)] = -torch.inf
-            scores.scatter_(1, target[:, None], own[:, None])
-        full[rows] = mean_rank(scores, own).cpu().numpy()
+    size = batch_size if isinstance(scorer, Factored) else min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1))
+    both = ((sampled, held.negatives), (popsampled, held.popular_negatives))
+    for rows, histories in blocks(store, held, max_len, max(1, size), asked):
+        users, target = held.users[rows], torch.from_numpy(targets[rows]).to(device)
+        lists = [(ranks, negatives) for ranks, negatives in both if only is None and negatives is not None]
+        drawn = [torch.from_numpy(negatives[rows].astype(np.int64)).to(device) for _, negatives in lists]
+        seen = seen_pairs(store, users, held.positions[rows]) if exclude_seen else (np.zeros(0, np.int64),) * 2
+        given = Asked(target, *seen, drawn, 10 if only is None else 0)
+        found = _answer_of(scorer, histories.to(device), users, given)
+        full[rows] = (1 + found.higher + (found.equal - 1) / 2).cpu().numpy()
+        for (ranks, _), candidates, scores in zip(lists, drawn, found.drawn, strict=True):
+            ranks[rows] = candidate_rank(scores, candidates, found.own).cpu().numpy()
         if only is None:
-            recommended += torch.bincount(best(scores, 10).flatten(), minlength=len(recommended))
+            recommended += torch.bincount(found.best.flatten(), minlength=len(recommended))
     return Ranks(full, sampled, popsampled, recommended.cpu().numpy())
+
+
+def _answer_of(scorer: Scorer, histories: Histories, users: Ints, asked: Asked) -> Answer:
+    if not isinstance(scorer, Factored):
+        return answer([(0, scorer(histories, users))], asked, None)
+    parts = scorer.blocks(histories, users)
+    own = scorer.own(parts, asked.target)
+    found = answer(parts, asked, own)
+    # A sum that ran in another order would make the target higher or lower than itself; the next time it is the right one.
+    return found if torch.equal(found.own, own) else answer(parts, asked, found.own)
 
 
 def seen_pairs(store: Store, users: Ints, ends: Ints) -> tuple[Ints, Ints]:
@@ -159,13 +298,9 @@ def seen_pairs(store: Store, users: Ints, ends: Ints) -> tuple[Ints, Ints]:
     return row, store.items[np.repeat(begins, counts) + inside].astype(np.int64)
 
 
-def model_scorer(model: Any) -> Scorer:
+def model_scorer(model: Any) -> Factored:
     """Scores of a model with `encode` and `score` (SASRec), in evaluation mode."""
     model.eval()
     with torch.no_grad():
         table = model.scoring_table.all()
-
-    def scorer(histories: Histories, users: Ints) -> Tensor:
-        return model.encode(histories, last=True).squeeze(1) @ table.T
-
-    return scorer
+    return Factored(lambda histories, users: model.encode(histories, last=True).squeeze(1), table)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from sasrec.adam import EagerOptimizer
 
-class LazyAdam(torch.optim.Optimizer):
+
+class LazyAdam(EagerOptimizer):
     """Of parameters (rows, features) whose gradients are sparse in their rows (`Table.sparse`).
 
     Looked-up rows are gathered, stepped by torch's fused kernel, and put back: twice as fast as `SparseAdam`, which makes a

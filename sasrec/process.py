@@ -31,6 +31,9 @@ def set_up(threads: int, device: str) -> torch.device:
     """Fix the number of threads and deterministic algorithms (another thread count sums in another order and gives other
     bits), and choose the device. Raises UserError where `cuda` is asked for and there is none."""
     keep_freed_memory()
+    # oneDNN keeps code and scratch memory for each shape of a product that it has met, by default of 1,024, and batches have
+    # ever new shapes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(threads)
     # What torch.use_deterministic_algorithms does, without importing torch's compiler to tell it, too: that takes seconds.
     torch._C._set_deterministic_algorithms(True, warn_only=False)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sasrec import evaluation, losses, metrics, objective
+from sasrec.adam import Adam
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
@@ -150,16 +151,14 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": params.weight_decay}]
         if self.extras.parameters:
             groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(groups, lr=params.lr, betas=BETAS, fused=True)
         decay, decoupled = params.weight_decay, params.optimizer == "adamw"
+        self.optimizer = Adam(groups, params.lr, BETAS, decoupled)
         self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
         self.objective = objective.of(model, params, store)
         self.held = store.held("validation")
         self.asked = asked_by(model)
-        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked))
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -321,8 +320,10 @@ class Trainer:
         total = torch.zeros(2, device=self.device)
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(0)
-        for rows, histories in self.validation_batches:
-            state = self.model.encode(histories.to(self.device), last=True)[:, 0]
+        for rows, histories in evaluation.blocks(self.store, self.held, self.model.params.max_len, 512, self.asked):
+            # A part at a time, whose tensors are no larger than those of training.
+            parts = histories.to(self.device).split(evaluation.USERS // 2)
+            state = torch.cat([self.model.encode(part, last=True)[:, 0] for part in parts])
             states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
             states[rows] = state
             users = self.held.users[rows]
@@ -336,9 +337,10 @@ class Trainer:
         """Ranks of the validation targets among all items; states: (targets, hidden)."""
         table = self.model.scoring_table.all()
 
-        def scorer(histories: Tensor, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.held.users, users)] @ table.T
+        def looked_up(histories: Histories, users: Ints) -> Tensor:
+            return states[np.searchsorted(self.held.users, users)]
 
+        scorer = evaluation.Factored(looked_up, table)
         max_len = self.model.params.max_len
         return evaluation.rank(scorer, self.store, "validation", max_len, device=self.device, only="full").full
 

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -162,15 +164,18 @@ def test_negatives_are_uniform_over_unseen_items(
         assert counts.min() / counts.max() > 0.8
 
 
-@given(st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_both_ways_of_looking_up_what_was_seen_agree(sequences: list[list[int]]) -> None:
+@given(st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=9), min_size=1, max_size=6), st.integers(1, 12))
+def test_both_ways_of_looking_up_what_was_seen_agree(sequences: list[list[int]], rows: int) -> None:
+    """However few interactions are gone through at once."""
     store = SmallStore(sequences, 20)
     users, items = (axis.ravel() for axis in np.meshgrid(np.arange(len(sequences)), np.arange(1, 21), indexing="ij"))
-    seen = batches.Seen(store)
-    expected = [item in store.items[store.offsets[u] : store.train_ends[u]] for u, item in zip(users, items, strict=True)]
-    assert seen(users, items).tolist() == expected
-    seen.bits = None
-    assert seen(users, items).tolist() == expected
+    known = [store.items[store.offsets[u] : store.train_ends[u]].tolist() for u in range(len(sequences))]
+    for bit_table in (0, 2**28):
+        with mock.patch.object(batches, "BIT_TABLE", bit_table), mock.patch.object(batches, "ROWS", rows):
+            seen = batches.Seen(store)
+        assert (seen.bits is None) == (bit_table == 0)
+        assert seen(users, items).tolist() == [item in known[u] for u, item in zip(users, items, strict=True)]
+        assert seen.counts.tolist() == [len(set(own)) for own in known]
 
 
 def test_negatives_of_a_row_are_in_no_history_of_its_users(small_store: type[SmallStore]) -> None:

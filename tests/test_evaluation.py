@@ -1,7 +1,10 @@
+from typing import Any
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -93,6 +96,53 @@ def test_ranks_equal_brute_force(chains: SmallStore, part: Part, exclude: bool, 
             assert found[row] == 1 + sum(o > mine for o in others) + sum(o == mine for o in others) / 2
     alone = evaluation.rank(scorer, chains, part, 50, exclude_seen=exclude, batch_size=size, only="full")
     assert np.array_equal(alone.full, ranks.full) and np.isnan(alone.sampled).all() and not alone.recommended.any()
+
+
+SEQUENCES = st.lists(st.lists(st.integers(1, 23), min_size=3, max_size=12), min_size=1, max_size=9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEQUENCES, st.integers(5, 60), st.integers(1, 5), st.booleans(), st.integers(0, 99))
+def test_scores_in_blocks_of_items_rank_as_those_of_all_items_at_once(
+    sequences: list[list[int]], elements: int, size: int, exclude: bool, seed: int
+) -> None:
+    """Small integers as states and table, so that ties are many and products exact."""
+    store = SmallStore(sequences, 23)
+    rng = np.random.default_rng(seed)
+    states, table = (torch.from_numpy(rng.integers(-2, 3, (rows, 2)).astype(np.float32)) for rows in (len(sequences), 24))
+    factored = evaluation.Factored(lambda histories, users: states[users], table)
+    options: dict[str, Any] = {"exclude_seen": exclude, "batch_size": size}
+    whole = evaluation.rank(lambda histories, users: factored(histories, users), store, "test", 5, **options)
+    with mock.patch.dict(evaluation.FACTORED_ELEMENTS, cpu=elements):
+        parts = evaluation.rank(factored, store, "test", 5, **options)
+    for name in ("full", "sampled", "popsampled", "recommended"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
+
+
+class Rounding(evaluation.Factored):
+    """The targets' own products come out a little lower than in the blocks, as sums in another order may."""
+
+    def own(self, blocks: evaluation.ScoreBlocks, target: Tensor) -> Tensor:
+        return super().own(blocks, target) - 1e-3
+
+
+def test_a_target_is_compared_by_its_score_in_the_blocks(chains: SmallStore) -> None:
+    states, table = torch.rand(60, 3), torch.rand(41, 3)
+    with mock.patch.dict(evaluation.FACTORED_ELEMENTS, cpu=50):
+        found, rounded = (
+            evaluation.rank(kind(lambda histories, users: states[users], table), chains, "test", 5)
+            for kind in (evaluation.Factored, Rounding)
+        )
+    assert np.array_equal(found.full, rounded.full) and np.array_equal(found.sampled, rounded.sampled)
+
+
+@pytest.mark.parametrize("item", [1, 20, 40])
+def test_a_row_that_is_not_a_number_is_an_error_wherever_it_stands(chains: SmallStore, item: int) -> None:
+    states, table = torch.rand(60, 3), torch.rand(41, 3)
+    table[item] = torch.nan
+    factored = evaluation.Factored(lambda histories, users: states[users], table)
+    with mock.patch.dict(evaluation.FACTORED_ELEMENTS, cpu=50), pytest.raises(UserError, match="not a number"):
+        evaluation.rank(factored, chains, "test", 5)
 
 
 def test_the_history_at_test_includes_the_validation_item(small_store: type[SmallStore]) -> None:

@@ -1,10 +1,13 @@
 """The invariants of the model: what it counts, what it may see, and that its fast paths compute the plain thing."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
 from sasrec.config import ModelParams
+from sasrec.models import attention
 from sasrec.models.attention import DroppedSum, WeightedSum, Weights
 from sasrec.models.dropout import add_dropped, dropout, dropout_mask
 from sasrec.models.sasrec import Block, SASRec
@@ -322,3 +325,23 @@ def test_the_start_of_every_matrix(init: str) -> None:
             expected = 0.02 if init == "normal" else (2 / sum(weight.shape)) ** 0.5
             assert weight[1:].std().item() == pytest.approx(expected, rel=0.1), name
     assert not model.item_table.weight[0].any() and not model.output_table.weight[0].any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("block", ["original", "pre_norm", "post_norm"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_states_without_gradients_are_those_with(
+    block: Literal["original", "pre_norm", "post_norm"], heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without, queries are taken some at a time, and the last block's keys and values are never made."""
+    monkeypatch.setattr(attention, "QUERIES", 3)
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=8, hidden=12, block=block, heads=heads), 20).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    histories = torch.tensor([[0, 0, 3, 4, 5, 6, 7, 1], [1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 0, 0, 0, 0, 0, 9]])
+    expected, real = model.encode(histories).detach(), histories > 0
+    assert all(isinstance(own, Block) and own.attention.combines for own in model.blocks)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(histories)[real], expected[real], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.encode(histories, last=True), expected[:, -1:], rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sasrec.data.sequences import training_counts, training_part
+from sasrec.data.sequences import training_counts, training_items
 
 Ints = NDArray[np.int64]
 
@@ -182,33 +182,66 @@ def epoch_batches(
     return Epoch(len(batches), int((stops - starts).sum()), generate())
 
 
-# Largest bit table of (user, item) pairs, in bytes; beyond it pairs are looked up in a sorted list, five times slower.
+# Largest bit table of (user, item) pairs, in bytes; beyond it pairs are looked up in sorted lists, five times slower.
 BIT_TABLE = 2**28
+
+# Interactions gone through at once to make the table or the lists: little beside what a step of training takes.
+ROWS = 1 << 17
 
 
 class Seen:
-    """Which (user, item) pairs are in the training part, as the keys user * (items + 1) + item."""
+    """Which (user, item) pairs are in the training part. counts: (users,) how many items of each.
+
+    A bit a pair where that is little; else the items of each user in ascending order, items[begins[user] : begins[user + 1]],
+    once each, which is no more than the training part itself.
+    """
 
     def __init__(self, store: Store) -> None:
         self.stride = store.items_count + 1
         offsets, ends = np.asarray(store.offsets), store.train_ends
-        users = np.repeat(np.arange(len(ends)), ends - offsets[:-1])
-        self.keys = np.unique(users * self.stride + store.items[training_part(offsets, ends)])
-        count = len(ends)
-        self.counts = np.bincount(self.keys // self.stride, minlength=count)
-        size = count * self.stride // 8 + 1
+        users = len(ends)
+        self.counts = np.zeros(users, np.int64)
+        size = users * self.stride // 8 + 1
         self.bits = np.zeros(size, np.uint8) if size <= BIT_TABLE else None
-        if self.bits is not None and len(self.keys):
-            byte, first = np.unique(self.keys >> 3, return_index=True)
-            self.bits[byte] = np.bitwise_or.reduceat((1 << (self.keys & 7)).astype(np.uint8), first)
+        self.items = np.empty(0 if self.bits is not None else int((ends - offsets[:-1]).sum()), np.int32)
+        taken = 0
+        for first, owner, items in training_items(store.items, offsets, ends, ROWS):
+            keys = owner * self.stride + items
+            keys.sort()
+            keys = keys[np.diff(keys, prepend=-1) != 0]
+            if not len(keys):
+                continue
+            owner = keys // self.stride
+            self.counts[first : first + owner[-1] + 1] = np.bincount(owner)
+            if self.bits is None:
+                self.items[taken : taken + len(keys)] = keys - owner * self.stride
+                taken += len(keys)
+            else:
+                keys += first * self.stride
+                byte = keys >> 3
+                begins = np.flatnonzero(np.diff(byte, prepend=-1))
+                # A byte may hold the last pairs of the users before, too.
+                self.bits[byte[begins]] |= np.bitwise_or.reduceat((1 << (keys & 7)).astype(np.uint8), begins)
+        self.items = self.items[:taken]
+        self.begins = np.concatenate([[0], np.cumsum(self.counts)])
+        self.halvings = int(self.counts.max(initial=0)).bit_length()
 
     def __call__(self, users: Ints, items: Ints) -> NDArray[np.bool_]:
-        keys = users * self.stride + items
         if self.bits is not None:
+            keys = users * self.stride + items
             return (self.bits[keys >> 3] >> (keys & 7).astype(np.uint8) & 1).astype(bool)
-        if not len(self.keys):
-            return np.zeros(len(keys), bool)
-        return self.keys[np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)] == keys
+        if not len(self.items):
+            return np.zeros(len(users), bool)
+        # The first item that is not below, by halving the user's own list.
+        low, end = self.begins[users], self.begins[users + 1]
+        high = end.copy()
+        for _ in range(self.halvings):
+            middle = (low + high) >> 1
+            below = self.items[np.minimum(middle, len(self.items) - 1)] < items
+            below &= middle < high
+            low = np.where(below, middle + 1, low)
+            high = np.where(below, high, middle)
+        return (low < end) & (self.items[np.minimum(low, len(self.items) - 1)] == items)
 
 
 class NegativeSampler:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sasrec.data.spool import Array, Column, user_ranges
+from sasrec.data.sequences import user_ranges
+from sasrec.data.spool import Array, Column
 from sasrec.data.table import Numbers
 
 CHUNK = 1 << 22  # cells handled at a time; another number draws other candidates

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sasrec.config import PrepareParams
-from sasrec.data.spool import CHUNK, Array, Column, user_ranges
+from sasrec.data.sequences import user_ranges
+from sasrec.data.spool import CHUNK, Array, Column
 from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
 

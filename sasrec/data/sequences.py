@@ -10,10 +10,11 @@ categories joined with |; row order by id), users.csv (id, original; user u of t
 
 import csv
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ Array = np.ndarray[Any, Any]
 Ints = NDArray[np.int64]
 
 Part = Literal["validation", "test"]
+
+# Interactions held at once where all of them are gone through.
+ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -156,15 +160,48 @@ class Sequences:
         return known
 
 
+def user_ranges(offsets: Array, rows: int) -> Iterator[tuple[int, int]]:
+    """Users (begin, end) one range after the other, each of at most `rows` rows, or of a single user with more.
+    offsets: int64 (users + 1,)."""
+    begin = 0
+    while begin < len(offsets) - 1:
+        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + rows, side="right")) - 1)
+        yield begin, end
+        begin = end
+
+
 def training_part(offsets: Ints, train_ends: Ints) -> NDArray[np.bool_]:
     """bool (interactions,): which are trained on."""
-    trained: NDArray[np.bool_] = np.arange(offsets[-1]) < np.repeat(train_ends, np.diff(offsets))
-    return trained
+    # One where a training part begins, minus one where it ends, added up: two bytes a row and no list of places.
+    steps = np.zeros(int(offsets[-1]) + 1, np.int8)
+    np.add.at(steps, offsets[:-1], 1)
+    np.subtract.at(steps, train_ends, 1)
+    return np.cumsum(steps[:-1], dtype=np.int8, out=steps[:-1]).view(np.bool_)
 
 
-def training_counts(items: Array, offsets: Array, train_ends: Array, n_items: int) -> Array:
+class Readable(Protocol):
+    """An array of items, or a column of them in a file (`spool.Column`)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+def training_items(items: Readable, offsets: Array, train_ends: Array, rows: int) -> Iterator[tuple[int, Array, Array]]:
+    """What is trained on, some users at a time: the first of these users, whose each item is, counted from that user, and
+    the items. rows: how many interactions there are at a time, if no user has more."""
+    for first, last in user_ranges(offsets, rows):
+        begin = int(offsets[first])
+        trained = training_part(offsets[first : last + 1] - begin, train_ends[first:last] - begin)
+        owner = np.repeat(np.arange(last - first), train_ends[first:last] - offsets[first:last])
+        yield first, owner, items[begin : int(offsets[last])][trained]
+
+
+def training_counts(items: Readable, offsets: Array, train_ends: Array, n_items: int) -> Array:
     """int64 (n_items + 1,): how often each item occurs in the training part; place 0 is padding."""
-    return np.bincount(items[training_part(offsets, train_ends)], minlength=n_items + 1)
+    counts = np.zeros(n_items + 1, np.int64)
+    for _, _, own in training_items(items, offsets, train_ends, ROWS):
+        counts += np.bincount(own, minlength=n_items + 1)
+    return counts
 
 
 def read_catalogue(path: Path | str) -> list[tuple[str, str, tuple[str, ...]]]:

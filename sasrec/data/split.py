@@ -7,7 +7,8 @@ import numpy as np
 
 from sasrec.config import PrepareParams
 from sasrec.data.interactions import EVALUABLE, Interactions
-from sasrec.data.spool import CHUNK, Array, user_ranges
+from sasrec.data.sequences import user_ranges
+from sasrec.data.spool import CHUNK, Array
 from sasrec.data.table import Numbers
 from sasrec.errors import UserError
 

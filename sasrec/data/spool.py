@@ -69,13 +69,3 @@ def _read(descriptor: int, into: memoryview, place: int) -> None:
         if not count:
             raise EOFError("a temporary file is shorter than what was written to it")
         into, place = into[count:], place + count
-
-
-def user_ranges(offsets: Array, rows: int) -> Iterator[tuple[int, int]]:
-    """Users (begin, end) one range after the other, each of at most `rows` rows, or of a single user with more.
-    offsets: int64 (users + 1,)."""
-    begin = 0
-    while begin < len(offsets) - 1:
-        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + rows, side="right")) - 1)
-        yield begin, end
-        begin = end

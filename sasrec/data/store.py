@@ -15,7 +15,7 @@ from sasrec.data.readers import read
 from sasrec.data.sequences import joined, training_counts
 from sasrec.data.source import Source
 from sasrec.data.split import split
-from sasrec.data.spool import CHUNK, Array, Column, user_ranges
+from sasrec.data.spool import CHUNK, Array, Column
 from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, write_json
@@ -34,7 +34,7 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         times, note = _times(dataset, source, interactions)
         items, offsets, n_items = interactions.items, interactions.offsets, len(interactions.item_codes)
         parts = split(interactions, params, times)
-        counts = _training_counts(items, offsets, parts.train_ends, n_items)
+        counts = training_counts(items, offsets, parts.train_ends, n_items)
         _save(folder / "items.npy", items)
         save_array(folder / "offsets.npy", offsets)
         if interactions.timestamps is not None:
@@ -100,16 +100,6 @@ def _save_candidates(path: Path, shape: tuple[int, int], drawn: Iterable[Array])
 
     save_parts(path, np.int32, shape, counted())
     return few
-
-
-def _training_counts(items: Numbers, offsets: Array, train_ends: Array, n_items: int) -> Array:
-    """`training_counts`, some users at a time."""
-    total = np.zeros(n_items + 1, np.int64)
-    for first, last in user_ranges(offsets, CHUNK):
-        begin = offsets[first]
-        part = items[int(begin) : int(offsets[last])]
-        total += training_counts(part, offsets[first : last + 1] - begin, train_ends[first:last] - begin, n_items)
-    return total
 
 
 def _times(dataset: DatasetParams, source: Source, interactions: Interactions) -> tuple[str, str | None]:

@@ -10,6 +10,10 @@ from sasrec.models.dropout import Dropping, dropout_mask
 from sasrec.models.locality import Locality
 from sasrec.models.taps import Linear, Tap
 
+# Queries whose products are worked out together where no gradient is asked for. In one piece, half of the products of a causal
+# attention are of what is hidden; in smaller ones each takes longer.
+QUERIES = 50
+
 # Added to the scores of keys that a query may not see. Finite: a padded query sees nothing, and its softmax must not be NaN.
 HIDDEN_SCORE = -1e9
 
@@ -44,6 +48,16 @@ class WeightedSum(torch.autograd.Function):
         to_bias = to_scores.clone().sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[3] else None
         to_scores.mul_(ctx.scale)
         return to_scores @ key, to_scores.transpose(1, 2) @ query, to_value, to_bias, None
+
+
+def in_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """`WeightedSum` where no query sees a key after its own place: some queries at a time, with the keys up to the last of
+    them."""
+    length = query.shape[1]
+    ends = [(begin, min(begin + QUERIES, length)) for begin in range(0, length, QUERIES)]
+    parts = [(slice(begin, end), slice(end)) for begin, end in ends]
+    found = [WeightedSum.apply(query[:, own], key[:, to], value[:, to], bias[:, own, to], None) for own, to in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 class Weights(torch.autograd.Function):
@@ -119,6 +133,8 @@ class Attention(Dropping):
         """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
         bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
         tokens. by_head: (batch * heads, n, length), added to the scores, too, and learned. Returns (batch, n, hidden)."""
+        if queries.shape[1] == 1 and self.combines and not (self.training or torch.is_grad_enabled()):
+            return self.of_one(queries, keys, bias, query_mask, by_head)
         query, key, value, bias = self.projected(queries, keys, bias, mask, query_mask, by_head)
         query_heads = query_mask
         if self.heads > 1 and query_mask is not None:
@@ -127,7 +143,10 @@ class Attention(Dropping):
         if self.training and self.rate:
             drop = dropout_mask(query.new_empty(()).expand(len(query), query.shape[1], key.shape[1]), self.rate)
         if self.weights_tap.quantizer is None:
-            context = WeightedSum.apply(query, key, value, bias, drop)
+            if torch.is_grad_enabled() or drop is not None or query.shape[1] != key.shape[1]:
+                context = WeightedSum.apply(query, key, value, bias, drop)
+            else:
+                context = in_parts(query, key, value, bias)
         else:
             weights = self.weights_tap(Weights.apply(query, key, bias), mask=query_heads)
             context = DroppedSum.apply(weights, value, drop)
@@ -135,6 +154,29 @@ class Attention(Dropping):
         if self.output is None or self.context_tap is None:
             return context
         return self.output(self.context_tap(context, mask=query_mask))
+
+    @property
+    def combines(self) -> bool:
+        """Whether keys and values are nothing but products of what they are made from, so that `of_one` may be used."""
+        between = (self.key_tap, self.value_tap, self.key.weight_tap, self.value.weight_tap, self.weights_tap)
+        return self.locality is None and self.context_tap is None and all(tap.quantizer is None for tap in between)
+
+    def of_one(self, queries: Tensor, keys: Tensor, bias: Tensor, query_mask: Tensor | None, by_head: Tensor | None) -> Tensor:
+        """`forward` for a single query (batch, 1, hidden), without the keys and values of all positions: the products are
+        taken in another order, q (W x) = (q W) x and sum w (W x) = W sum w x. What the bias of the keys adds is the same for
+        all keys and changes no weight."""
+        query = self._split(self.query_tap(self.query(queries), mask=query_mask))
+        query = query.view(len(queries), self.heads, -1).transpose(0, 1)  # (heads, batch, head_dim)
+        of_keys, of_values = (linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.key, self.value))
+        turned = (query @ of_keys).transpose(0, 1)  # (batch, heads, hidden)
+        added = self.biases(bias, by_head)
+        added = added if len(added) == 1 else added.view(len(queries), self.heads, -1)
+        scores = torch.baddbmm(
+            added.expand(len(queries), self.heads, -1), turned, keys.transpose(1, 2), alpha=query.shape[-1] ** -0.5
+        )
+        summed = (scores.softmax(-1) @ keys).transpose(0, 1)  # (heads, batch, hidden)
+        context = (summed @ of_values.transpose(1, 2)).transpose(0, 1)
+        return context.flatten(1)[:, None] + self.value.bias
 
     def projected(
         self,

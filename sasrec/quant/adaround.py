@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sasrec.adam import Adam
 from sasrec.config import within
 from sasrec.guardian import stop_if_orphaned
 from sasrec.models.events import Histories, ids
@@ -148,7 +149,7 @@ def learn_rounding(
     scaled = weight / scale
     floor = scaled.floor()
     v = starting_point(scaled - floor).requires_grad_()
-    optimizer = torch.optim.Adam([v], lr=options.lr, fused=True)
+    optimizer = Adam([v], options.lr)
 
     def error(rounded: Tensor, chosen: Tensor) -> Tensor:
         """Squared error of the layer's output, summed over outputs, a mean over positions."""

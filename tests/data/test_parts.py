@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from sasrec.config import DatasetParams, PrepareParams
 from sasrec.data import candidates, collect, columnar, delimited, interactions, split, spool, store
-from sasrec.data.spool import Column, user_ranges
+from sasrec.data.sequences import user_ranges
+from sasrec.data.spool import Column
 from sasrec.data.store import prepare
 from sasrec.errors import UserError
 from sasrec.files import write_json
