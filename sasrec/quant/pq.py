@@ -78,7 +78,7 @@ def check(model: nn.Module, quant: QuantParams, options: Options) -> None:
     ):
         if given:
             raise UserError(
-                f"params.yaml: quant.{key} chooses widths of weights, and methods.pq stores the item table by centroids; leave "
+                f"params.yaml: quant.{key} changes the width of the item table, which pq stores by centroids; leave "
                 f"quant.{key} empty for pq"
             )
     built = attach.build(model, quant, sys.modules[__name__], options)

@@ -282,6 +282,18 @@ def test_centroids_are_trained_as_weights_and_numbers_stay(chains: SmallStore, d
     assert not model.item_table.all()[0].any()
 
 
+def test_steps_of_looked_up_rows_train_centroids_too(chains: SmallStore) -> None:
+    model = untrained()
+    schedule = Schedule(model, QUANT, pq, Options(**SMALL), [torch.tensor([[0, 1, 2, 3]])], 3)
+    made, table = schedule.built[0]["item_table.weight"], model.item_table.weight.detach().clone()
+    assert isinstance(made, PQ)
+    before = made.centroids.detach().clone()
+    train = dataclasses.replace(TRAIN, loss="sampled_softmax", negatives=8, table_optimizer="sparse")
+    Trainer(model, chains, train, 0, device=CPU, extras=schedule.extras(0)).epoch(1)
+    assert (made.centroids != before)[made.index[1:].long().flatten()].all()
+    assert torch.equal(model.item_table.weight, table)
+
+
 def test_training_mends_what_compression_costs_and_a_killed_run_ends_with_the_same_bits(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
