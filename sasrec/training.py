@@ -70,9 +70,10 @@ class Progress:
 @dataclass(frozen=True)
 class Extras:
     """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
-    decay and outside norm clipping. penalty: added to the loss. on_epoch: called before each. on_resume: called with the
-    epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
-    checkpoint. distill: (loss, states, histories, windows, real positions, targets) of a batch -> what becomes of the loss."""
+    decay and outside norm clipping. weights: those that stand in the place of the model's, trained as those are. penalty:
+    added to the loss. on_epoch: called before each. on_resume: called with the epochs done, before the state of a killed run
+    is loaded. candidates_from: the first epoch that may be the best checkpoint. distill: (loss, states, histories, windows,
+    real positions, targets) of a batch -> what becomes of the loss."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
@@ -82,6 +83,7 @@ class Extras:
     on_resume: Callable[[int], None] = lambda epoch: None
     candidates_from: int = 0
     distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Tensor], losses.Result] | None = None
+    weights: list[nn.Parameter] = field(default_factory=list)
 
 
 @contextmanager
@@ -140,6 +142,9 @@ class Trainer:
         self.validate_start = validate_start
         own = {id(parameter) for parameter in self.extras.parameters}
         self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        # Those of quantizers that are put in place later.
+        known = {id(parameter) for parameter in self.weights}
+        self.weights += [p for p in self.extras.weights if id(p) not in known]
         self.second = RatingTask(store, model.scoring_parts[-1].columns.stop).to(device) if params.rating_weight else None
         if self.second is not None:
             self.weights += self.second.parameters()

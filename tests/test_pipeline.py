@@ -123,8 +123,8 @@ def test_the_library_does_not_know_the_pipeline() -> None:
 def test_the_lists_name_what_exists_and_every_variant_is_made() -> None:
     study = read_study(ROOT / "params.yaml")
     assert set(study.variants) == set(study.models) | set(study.quantized)
-    # fp16 is no method of the default study, and for one's own.
-    assert set(study.methods) == {*study.quantized, "fp16"}
+    # These are no methods of the default study, and for one's own.
+    assert set(study.methods) == {*study.quantized, "pq", "fp16"}
 
 
 def stage_count() -> int:

@@ -7,6 +7,9 @@ those of 8 bits are int8 initializers of encoder.onnx. items.csv: internal id, o
 interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file. Where scores are a
 sum over tables, each has a .bin of its own, and NAME.rows.bin holds the row of each item in the table NAME.
 
+A table of product quantization is stored as its centroids and the number of each item's in every split; the runtime puts it
+together when it loads.
+
 shortlist.onnx, for large tables of few bits: a state to candidates for the best (`sasrec.deploy.shortlist`).
 """
 
@@ -153,7 +156,7 @@ def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:
         plain = storage.halves.get(name, 4 * count)
         took[tap.kind] += scales + (plain if entry is None else int(entry["bytes"]))
         elements += count
-        width += 8 * plain if entry is None else count * int(entry["bits"])
+        width += 8 * plain if entry is None else 8 * entry["bytes"] if "product" in entry else count * int(entry["bits"])
     total = sum(len(content) for name, content in contents.items() if name not in APART)
     return Sizes(total, took["table"], took["weight"], width / elements)
 

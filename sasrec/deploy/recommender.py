@@ -162,11 +162,23 @@ class Tensors:
             if dtype.startswith("float"):
                 array = self._bytes(entry, f"<f{entry['bits'] // 8}").reshape(shape).astype(np.float32, copy=False)
             else:
-                array = unpack(self._bytes(entry, "u1"), entry["bits"], shape)
+                array = self._product(entry) if "product" in entry else unpack(self._bytes(entry, "u1"), entry["bits"], shape)
                 if dtype == "int8":
                     array = self.levels[entry["unpacked"]["integers"]].astype(np.int8)[array]
             self._kept[name] = np.ascontiguousarray(array)
         return self._kept[name]
+
+    def _product(self, entry: dict[str, Any]) -> NDArray[np.uint8]:
+        """The codes of a table by product quantization, (rows, features): each item the centroids that it has in each split,
+        padding the code of 0."""
+        parts = entry["product"]
+        numbers, book = (
+            unpack(self._bytes(parts[part], "u1"), parts[part]["bits"], parts[part]["shape"]) for part in ("numbers", "book")
+        )
+        codes = np.full(entry["shape"], parts["zero"], np.uint8)
+        for split, part in enumerate(np.split(codes, len(book), axis=1)):
+            part[1:] = book[split, numbers[:, split]]
+        return codes
 
     def _parameter(self, name: str, part: str) -> Array:
         """A scale or shift of the stored levels: float32 (rows, 1) or (1, 1)."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sasrec.deploy.form import float_form, integer_form
 from sasrec.deploy.packing import pack
 from sasrec.models.taps import Table
-from sasrec.quant.frozen import FrozenTensor
+from sasrec.quant.frozen import FrozenTensor, Product
 from sasrec.quant.grid import Grid, half_parts
 
 
@@ -42,9 +42,27 @@ class Storage:
         """Append codes to a file at their width. integers: what the runtime unpacks them to; None: it leaves them codes."""
         entry = self.tensors[name]
         entry |= self._append(file, pack(codes, entry["bits"]).tobytes())
-        entry["unpacked"] = {"dtype": "uint8" if integers is None else "int8", "shape": list(codes.shape)}
+        self._unpacked(entry, codes.shape, integers)
+
+    def _unpacked(self, entry: dict[str, Any], shape: tuple[int, ...], integers: NDArray[np.int8] | None) -> None:
+        entry["unpacked"] = {"dtype": "uint8" if integers is None else "int8", "shape": list(shape)}
         if integers is not None:
             entry["unpacked"]["integers"] = self._listed(integers)
+
+    def _product(
+        self, file: str, name: str, shape: tuple[int, ...], grid: Grid, product: Product, integers: NDArray[np.int8] | None
+    ) -> None:
+        """Append what the codes of a table are put together from: which centroid of each split an item is made of, and the
+        codes of the centroids. bits: what both are, an entry of the table."""
+        entry = self.tensors[name]
+        parts: dict[str, Any] = {"zero": Product.zero(grid)}
+        for part, bits in (("numbers", max(1, (product.book.shape[1] - 1).bit_length())), ("book", grid.bits)):
+            codes = getattr(product, part).cpu().numpy()
+            place = self._append(file, pack(codes, bits).tobytes())
+            parts[part] = {**place, "bits": bits, "shape": list(codes.shape)}
+        size = parts["numbers"]["bytes"] + parts["book"]["bytes"]
+        entry |= {"file": file, "bytes": size, "bits": round(8 * size / (shape[0] * shape[1]), 2), "product": parts}
+        self._unpacked(entry, shape, integers)
 
     def _listed(self, levels: NDArray[Any]) -> str:
         """The key of a list of levels; equal lists are written once."""
@@ -78,7 +96,11 @@ class Storage:
         codes, grid = stored.codes.cpu().numpy(), stored.grid
         form = integer_form(grid)
         self.describe(name, "table", codes.shape, grid, "float32")
-        self.pack(file, name, codes, None if form is None else form.integers)
+        integers = None if form is None else form.integers
+        if stored.product is None:
+            self.pack(file, name, codes, integers)
+        else:
+            self._product(file, name, codes.shape, grid, stored.product, integers)
         entry = self.tensors[name]
         entry["levels_list"] = self._listed(grid.levels.cpu().numpy())
         for part in ("scale", "shift"):

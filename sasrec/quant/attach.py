@@ -30,7 +30,8 @@ BATCH_SAMPLE = 25_000
 
 class Method(Protocol):
     """What a module `sasrec/quant/<method>.py` provides; `binary(place, bits, per_row)`, too, where it has a way of its own
-    for 1 bit."""
+    for 1 bit; `check(model, quant, options)`, which raises UserError, where not every model or recipe suits; and
+    `prepare(options, store, seed)`, what `build` takes for its options, where those need the data or the seed."""
 
     Options: type
     TRAINS: bool  # whether the model is trained on with the quantizers in place
@@ -195,8 +196,19 @@ def own_training(model: nn.Module, options: Any, seed: int) -> Extras:
             if name in weights:
                 quantizer.refresh(weights[name].detach())
 
-    own = [parameter for quantizer in quantizers(model).values() for parameter in quantizer.parameters()]
-    return Extras(own, getattr(options, "lr", 0.0), penalty, on_epoch, refresh)
+    own, weights = parameters(quantizers(model).values())
+    return Extras(own, getattr(options, "lr", 0.0), penalty, on_epoch, refresh, weights=weights)
+
+
+def parameters(built: Iterable[Quantizer]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The quantizers' own parameters, and those that stand in the place of weights."""
+    own: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
+    for quantizer in built:
+        weights += quantizer.weights()
+        known = {id(parameter) for parameter in quantizer.weights()}
+        own += [parameter for parameter in quantizer.parameters() if id(parameter) not in known]
+    return own, weights
 
 
 @torch.no_grad()
@@ -211,7 +223,7 @@ def freeze(model: nn.Module) -> dict[str, FrozenTensor]:
             # Scales per table row are stored in 16 bits; rounded here, so that the checkpoint is what ships.
             if quantizer.place.kind == "table":
                 grid = grid.with_half_scales()
-            frozen[name] = FrozenTensor(grid, codes)
+            frozen[name] = FrozenTensor(grid, codes, quantizer.product())
         else:
             frozen[name] = FrozenTensor(quantizer.grid(), None)
     return frozen

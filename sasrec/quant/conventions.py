@@ -13,6 +13,8 @@ b bits; in units of the scale (for APoT, of the smallest term):
 | apot                    | weights: 0, +- 2^(b-1) - 1    | 2^b sums of powers of two | yes, but for weights (mu) |
 |                         | sums of powers of two;        |                           |                           |
 |                         | activations: -2 alpha, too    |                           |                           |
+| pq                      | those of `rest`; of the item  | as ptq                    | yes                       |
+|                         | table, the centroids: as ptq  |                           |                           |
 | any, 1 bit              | -1, 1                         |                           | no                        |
 
 No torch here: the report reads it.
@@ -35,6 +37,11 @@ class Convention:
     levels: int
     zero: bool
     symmetric: bool
+
+
+def is_quantized(method: str, kind: Kind, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether the method quantizes tensors of that kind: `pq` leaves all but the item table where `rest` is none."""
+    return method != "pq" or kind == "table" or (options or {}).get("rest") != "none"
 
 
 def convention(method: str, bits: int, kind: Kind, options: Mapping[str, Any] | None = None) -> Convention:

@@ -11,11 +11,33 @@ from sasrec.quant.grid import Grid
 
 
 @dataclass(frozen=True)
+class Product:
+    """How a table is stored that product quantization made. book: (splits, centroids, features / splits) uint8, the codes of
+    the centroids on the table's grid. numbers: (items, splits) uint8, which centroid of each split an item is made of."""
+
+    book: Tensor
+    numbers: Tensor
+
+    def codes(self, grid: Grid) -> Tensor:
+        """The codes of the table, (items + 1, features) uint8: a first row of zeros, and the items."""
+        splits = torch.arange(len(self.book), device=self.book.device)
+        items = self.book[splits, self.numbers.long()].flatten(1)
+        return torch.cat([torch.full_like(items[:1], self.zero(grid)), items])
+
+    @staticmethod
+    def zero(grid: Grid) -> int:
+        """The code of 0."""
+        return int((grid.levels == 0).nonzero())
+
+
+@dataclass(frozen=True)
 class FrozenTensor:
-    """A place after quantization: its grid and, for a weight or table, the codes (rows, features), uint8."""
+    """A place after quantization: its grid and, for a weight or table, the codes (rows, features), uint8. product: what
+    those codes are put together from, where that is what is stored."""
 
     grid: Grid
     codes: Tensor | None
+    product: Product | None = None
 
 
 class FrozenQuantizer(nn.Module):
@@ -56,7 +78,8 @@ def thaw(model: nn.Module, frozen: dict[str, FrozenTensor]) -> None:
 
 
 def to_tensors(frozen: dict[str, FrozenTensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors named <place>/codes, /levels, /scale, /shift, and the width of each place, for a checkpoint."""
+    """Tensors named <place>/codes, /levels, /scale, /shift, and the width of each place, for a checkpoint; /book and /numbers
+    instead of /codes for a product."""
     result: dict[str, Tensor] = {}
     bits: dict[str, Any] = {}
     for name, item in frozen.items():
@@ -66,16 +89,21 @@ def to_tensors(frozen: dict[str, FrozenTensor]) -> tuple[dict[str, Tensor], dict
             f"{name}/scale": item.grid.scale,
             f"{name}/shift": item.grid.shift,
         }
-        if item.codes is not None:
+        if item.product is not None:
+            result |= {f"{name}/book": item.product.book, f"{name}/numbers": item.product.numbers}
+        elif item.codes is not None:
             result[f"{name}/codes"] = item.codes
     return result, bits
 
 
 def from_tensors(saved: dict[str, Tensor], bits: dict[str, int]) -> dict[str, FrozenTensor]:
     """The inverse of `to_tensors`."""
-    return {
-        name: FrozenTensor(
-            Grid(width, *(saved[f"{name}/{part}"] for part in ("levels", "scale", "shift"))), saved.get(f"{name}/codes")
-        )
-        for name, width in bits.items()
-    }
+    frozen = {}
+    for name, width in bits.items():
+        grid = Grid(width, *(saved[f"{name}/{part}"] for part in ("levels", "scale", "shift")))
+        if f"{name}/book" in saved:
+            product = Product(saved[f"{name}/book"], saved[f"{name}/numbers"])
+            frozen[name] = FrozenTensor(grid, product.codes(grid), product)
+        else:
+            frozen[name] = FrozenTensor(grid, saved.get(f"{name}/codes"))
+    return frozen

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sasrec.models.taps import Place
+from sasrec.quant.frozen import Product
 from sasrec.quant.grid import Grid
 
 # A scale is never zero: an all-zero tensor has no range, and any grid holds it exactly.
@@ -35,7 +36,8 @@ class Quantizer(nn.Module):
     batch: what is not a parameter or a buffer may be computed from x only where x holds all that shares it, which is so
     for a whole weight, and for each row of a table that has a scale per row (sums by `row_sum`). A table with one scale
     for all its rows keeps statistics in a buffer that `refresh` renews.
-    Trainable parameters of a quantizer form a group of their own in the optimizer (rate `methods.<name>.lr`).
+    Trainable parameters of a quantizer form a group of their own in the optimizer (rate `methods.<name>.lr`), but for its
+    `weights`.
     """
 
     def __init__(self, place: Place, bits: int, per_row: bool, symmetric: bool = False) -> None:
@@ -71,6 +73,14 @@ class Quantizer(nn.Module):
         """Integer codes of the whole weight or table, uint8. Not those of the nearest values where the method transforms
         the weights before it rounds (DoReFa) or learns the rounding itself (AdaRound)."""
         return self.grid(values).encode(values)
+
+    def product(self) -> Product | None:
+        """What those codes are put together from, where that is what is stored."""
+        return None
+
+    def weights(self) -> list[nn.Parameter]:
+        """Parameters that stand in the place of the tensor, and are trained as it would be."""
+        return []
 
     def refresh(self, values: Tensor) -> None:
         """Renew buffered statistics of the whole weight or table. Called every few steps of training and at its end."""

@@ -59,6 +59,8 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
     """
     module, chosen = load_method(method, options)
     model = model.to(run.device)
+    if hasattr(module, "check"):
+        module.check(model, run.quant, chosen)
     teacher = model if run.quant.distill else None
     if run.quant.preset == "source":
         run, model = replace(run, quant=replace(run.quant, init="scratch")), untrained(model, tied=False)
@@ -89,6 +91,8 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
 def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | None, resume: Path) -> Outcome:
     """`model`, or one of its shape from scratch, with the quantizers of `method` in place and trained, if it trains."""
     module, chosen = load_method(method, options)
+    if hasattr(module, "prepare"):
+        chosen = module.prepare(chosen, run.store, run.seed)
     quant, train = run.quant, run.train
     if quant.init == "scratch" and module.TRAINS:
         torch.manual_seed(run.seed)

@@ -76,7 +76,7 @@ class Schedule:
 
     def extras(self, seed: int) -> Extras:
         """What the quantizers add to a training run."""
-        own = [parameter for built in self.built for quantizer in built.values() for parameter in quantizer.parameters()]
+        own, weights = attach.parameters(quantizer for built in self.built for quantizer in built.values())
         ends = [phase.start for phase in self.phases[1:]]
 
         def on_epoch(epoch: int, epochs: int) -> None:
@@ -91,6 +91,7 @@ class Schedule:
         return replace(
             attach.own_training(self.model, self.options, seed),
             parameters=own,
+            weights=weights,
             on_epoch=on_epoch,
             on_resume=lambda done: self.place(self.at(max(done - 1, 0))),
             # The model of an earlier phase is not what was asked for, however good.

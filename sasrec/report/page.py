@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from sasrec.config import QuantParams
-from sasrec.quant.conventions import Kind, convention
+from sasrec.quant.conventions import Kind, convention, is_quantized
 from sasrec.report.findings import MINUS, answer, details, width_text
 from sasrec.report.results import Results, Variant
 from sasrec.report.sensitivity import Sensitivity
@@ -324,6 +324,9 @@ def _levels(results: Results, quant: QuantParams, methods: Mapping[str, Mapping[
     for variant in results.of_kind("method"):
         cells = []
         for kind, own in kinds.items():
+            if not is_quantized(variant.name, kind, methods.get(variant.name)):
+                cells.append("full precision")
+                continue
             said = convention(variant.name, own or quant.bits, kind, methods.get(variant.name))
             cells.append(f"{said.levels}<small>{'0 among them' if said.zero else 'without 0'}</small>")
         cells_text = "".join(f"<td>{cell}</td>" for cell in cells)

@@ -15,6 +15,8 @@ from sasrec.quant.frozen import FrozenTensor, from_tensors, to_tensors
 ITEMS = 30
 CATALOGUE = [Item(f"sku/{i}", f"Title {i}", ("a", "b") if i % 2 else (), i * 7 % 11) for i in range(1, ITEMS + 1)]
 SMALL = {"max_len": 8, "hidden": 16}
+# Of methods, where they are not the defaults.
+OPTIONS = {"dorefa-paper": {"grid": "paper"}, "pq": {"splits": 4, "centroids": 8}}
 
 
 def build(**model: object) -> SASRec:
@@ -31,8 +33,7 @@ def build(**model: object) -> SASRec:
 def quantize(method: str, bits: int, model: dict[str, object], **quant: object) -> dict[str, FrozenTensor]:
     """The frozen tensors of a small model, as read back from its checkpoint."""
     made = build(**model)
-    options = {"grid": "paper"} if method == "dorefa-paper" else {}
-    module, chosen = load_method(method.split("-")[0], options)
+    module, chosen = load_method(method.split("-")[0], OPTIONS.get(method))
     attach(made, QuantParams(bits=bits, **quant), module, chosen)  # type: ignore[arg-type]
     histories = [torch.randint(1, ITEMS + 1, (16, 8))]
     calibrate(made, histories)

@@ -14,19 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sasrec.config import ModelParams, QuantParams
+from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
+from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.deploy import ArtefactError, Recommender
-from sasrec.deploy.artefact import APART, export, sizes
+from sasrec.deploy.artefact import APART, Item, export, sizes
 from sasrec.deploy.packing import pack
 from sasrec.deploy.recommender import Tensors, digest, read_manifest, unpack
 from sasrec.deploy.simulation import Agreement, Norm, Simulation, softmax
+from sasrec.evaluation import rank
 from sasrec.files import read_json, write_json
+from sasrec.metrics import ndcg
 from sasrec.models.sasrec import SASRec
 from sasrec.quant.attach import attach, calibrate, freeze, load_method
+from sasrec.quant.frozen import from_tensors, to_tensors
+from sasrec.quant.recipe import Run
+from sasrec.quant.recipe import quantize as recipe
+from sasrec.training import Trainer
+from tests.conftest import SmallStore
 from tests.deploy.conftest import CATALOGUE, ITEMS, build, quantize
 
-METHODS = ["ptq", "ste", "lsq", "pact", "dorefa", "dorefa-paper", "apot", "adaround"]
+METHODS = ["ptq", "ste", "lsq", "pact", "dorefa", "dorefa-paper", "apot", "adaround", "pq"]
 Export = Callable[..., Path]
+CPU = torch.device("cpu")
 
 
 def test_bits_are_packed_least_significant_first() -> None:
@@ -161,6 +170,80 @@ def test_sizes_count_packed_bits_and_scales(tmp_path: Path) -> None:
     assert found.bytes == sum(file.stat().st_size for file in tmp_path.iterdir() if file.name not in APART)
     entries, weights = 39 * 16, 10 * 16 * 16
     assert found.bits == pytest.approx((entries * 2 + weights * 4) / (entries + weights))
+
+
+def test_a_table_of_product_quantization_ships_as_its_centroids_and_their_numbers(tmp_path: Path) -> None:
+    frozen = quantize("pq", 8, {}, embedding_bits=4)
+    model = build()
+    found = export(tmp_path, model, frozen, CATALOGUE, {})
+    # 30 items of four numbers of three bits; four times eight centroids of four values of four bits; one scale. The eight
+    # positions have 16 values of four bits and a scale each.
+    numbers, book = ITEMS * 4 * 3 // 8, 4 * 8 * 4 * 4 // 8
+    assert found.embedding_bytes == numbers + book + 4 + 8 * (16 * 4 // 8 + 4)
+    assert (tmp_path / "item_table.bin").stat().st_size == 64 + book  # numbers, filled up to 64 bytes, and centroids
+    entry = read_manifest(tmp_path)["tensors"]["item_table.weight"]
+    assert (entry["bytes"], entry["compute"]) == (numbers + book, "int8")
+    assert entry["bits"] == pytest.approx(8 * (numbers + book) / (31 * 16), abs=0.005)
+    assert found.bits == pytest.approx((8 * (numbers + book) + 8 * 16 * 4 + 10 * 16 * 16 * 8) / (39 * 16 + 10 * 16 * 16))
+    stored, tensors = frozen["item_table.weight"], Tensors(tmp_path, read_manifest(tmp_path))
+    assert stored.codes is not None and stored.product is not None
+    levels = stored.grid.levels[stored.codes.long()].numpy()
+    assert (tensors.stored("item_table.weight") == levels).all() and not levels[0].any()
+
+
+def test_a_table_of_product_quantization_and_few_bits_is_shortlisted_as_any_other(tmp_path: Path) -> None:
+    frozen = quantize("pq", 8, {"hidden": 32}, embedding_bits=4)
+    export(tmp_path, build(hidden=32), frozen, CATALOGUE, {}, shortlist_from=1)
+    model = Recommender.load(tmp_path)
+    assert model.shortlist is not None
+    history = np.array([[3, 1, 4]])
+    scores = model.scores(history)[0]
+    values, items = model.top_k(model.encode(history), 5, [np.zeros(0, np.int64)])
+    assert items[0].tolist() == (np.argsort(-scores[1:], kind="stable")[:5] + 1).tolist()
+    assert values[0] == pytest.approx(scores[items[0]], rel=1e-5)
+
+
+def test_a_table_of_product_quantization_beside_full_precision(tmp_path: Path) -> None:
+    """rest: none. The scores of states in float32 are products with the integers of the table."""
+    model = build()
+    module, chosen = load_method("pq", {"splits": 4, "centroids": 8, "rest": "none"})
+    live = build()
+    attach(live, QuantParams(), module, chosen)
+    frozen = freeze(live)
+    assert list(frozen) == ["item_table.weight"]
+    export(tmp_path, model, frozen, CATALOGUE, {})
+    scores = torch.from_numpy(Recommender.load(tmp_path).scores(histories().numpy()))
+    with torch.no_grad():
+        expected = live.score(live.encode(histories(), last=True)[:, 0])
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_trained_ships(tmp_path: Path, chains: SmallStore) -> None:
+    """From training to recommendations: validation of the exported model is that of the training run."""
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=10, hidden=16, dropout=0.1), chains.items_count)
+    train = TrainParams(loss="cross_entropy", epochs=2, batch_size=16, lr=0.01, schedule="constant", warmup=0.0)
+    Trainer(model, chains, train, 0, device=CPU).run(log=lambda line: None)
+    quant = QuantParams(epochs=2, lr=0.003, calibration_batches=1)
+    run = Run(chains, quant, train, 0, CPU, tmp_path / "resume", "key", lambda line: None)
+    outcome = recipe(run, model, "pq", {"splits": 4, "centroids": 8})
+    saved = {name: tensor for name, tensor in outcome.model.state_dict().items() if ".quantizer." not in name}
+    save_model(tmp_path / "saved", outcome.model, saved, {})
+    save_tensors(tmp_path / "saved/quantized.safetensors", *to_tensors(freeze(outcome.model)))
+    read, _ = load_model(tmp_path / "saved")
+    frozen = from_tensors(*load_tensors(tmp_path / "saved/quantized.safetensors"))
+    items = [Item(str(i)) for i in range(1, chains.items_count + 1)]
+    export(tmp_path / "exported", read, frozen, items, {})
+    agreement = Agreement(Simulation(read, frozen), Recommender.load(tmp_path / "exported"))
+    found = [
+        float(ndcg(rank(scorer, chains, "validation", 10, only="full").full.astype(np.float64), 10).mean())
+        for scorer in (agreement.exported, agreement.simulated)
+    ]
+    # Integers that are equal in floating point as well share ranks in one and not in the other.
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+    assert found[0] == pytest.approx(outcome.ndcg, abs=0.02)
+    assert agreement.same_elements >= 0.999 * agreement.elements
+    assert outcome.ndcg > 0.3
 
 
 @pytest.mark.parametrize("method", ["lsq", "ste"])

@@ -49,13 +49,13 @@ def histories() -> torch.Tensor:
     return made
 
 
-@pytest.mark.parametrize("method", ["control", "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround"])
+@pytest.mark.parametrize("method", ["control", "ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround", "pq"])
 def test_every_method_quantizes_exports_and_agrees(method: str, tmp_path: Path) -> None:
     """The way of the stages: the recipe, a checkpoint, the artefact, and both compared."""
     store = SmallStore([row.tolist() for row in torch.randint(1, ITEMS + 1, (40, 9))], ITEMS)
     train = TrainParams(epochs=1, batch_size=16, min_batches=1)
     quant = QuantParams(bits=4, epochs=1, calibration_batches=1)
-    options = {"iterations": 5} if method == "adaround" else {}
+    options = {"adaround": {"iterations": 5}, "pq": {"splits": 4, "centroids": 8}}.get(method, {})
     run = Run(store, quant, train, 0, CPU, tmp_path / "resume", "key", lambda line: None)
     model = quantize(run, build(), method, options).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".quantizer." not in name}

@@ -15,6 +15,7 @@ from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.report.findings import answer, details, width_text
 from sasrec.report.layout import side_by_side, spread
+from sasrec.report.page import _levels
 from sasrec.report.results import Comparison, Results, best_method, load_results
 from stages.report import main
 from tests.report.conftest import RANKS
@@ -167,6 +168,14 @@ def test_the_page_says_how_many_levels_each_method_has(page: str) -> None:
     table = page[page.index('aria-label="Levels"') :]
     rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
     assert {name: re.findall(r"<td>(\d+)<", cells) for name, cells in rows} == {"ptq": ["16"] * 3, "lsq": ["16"] * 3}
+
+
+def test_what_pq_leaves_in_full_precision_has_no_levels(folder: Path, study: Study) -> None:
+    variants = tuple(replace(one, name="pq") if one.name == "lsq" else one for one in load_results(study).variants)
+    for rest, left in (("none", 2), ("lsq", 0)):
+        table = _levels(Results(variants, {}), study.quant, {"pq": {"rest": rest}})
+        row = table[table.index('<th scope="row">pq') :]
+        assert row.count("full precision") == left and row.count("16<small>0 among them") == 3 - left
 
 
 def test_the_page_shows_mixed_widths_beside_uniform_ones(page: str) -> None:
