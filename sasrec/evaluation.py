@@ -17,7 +17,8 @@ from torch import Tensor
 from sasrec.data.batches import Ints, items_at, left_placed
 from sasrec.data.sequences import Held, Part
 from sasrec.errors import UserError
-from sasrec.models.events import Histories, gather
+from sasrec.models.events import Histories, gather, on
+from sasrec.models.transfer import send
 
 # Scores held at once, in elements; bounds the memory of ranking whatever the catalogue.
 BLOCK_ELEMENTS = 8_000_000
@@ -80,9 +81,9 @@ def candidate_rank(scores: Tensor, candidates: Tensor, target: Tensor) -> Tensor
     return mean_rank(torch.cat([scores.masked_fill(candidates == 0, -torch.inf), target[:, None]], 1), target)
 
 
-def refuse_nan(scores: Tensor) -> None:
-    """Raise UserError where a score is not a number."""
-    if bool(scores.isnan().any()):
+def refuse_nan(undefined: Sequence[Tensor]) -> None:
+    """Raise UserError where a score is not a number. undefined: () each, whether any of a block is not."""
+    if len(undefined) and bool(torch.stack(list(undefined)).any()):
         raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
 
 
@@ -91,6 +92,8 @@ def best(scores: Tensor, k: int) -> Tensor:
     k = min(k, scores.shape[1])
     values, ids = scores.topk(k)
     least = values[:, -1:]
+    if scores.device.type != "cpu":
+        return in_order(scores, lowest_best(scores, least, k))
     # topk takes any of those that tie at the edge; only rows where some are left out need care, and inside the k best a
     # stable sort by descending value of ids in ascending order settles the rest.
     crowded = ((scores >= least).sum(1) > k).nonzero().squeeze(1)
@@ -100,7 +103,22 @@ def best(scores: Tensor, k: int) -> Tensor:
         tied = part == edge
         taken = (part > edge) | (tied & (tied.cumsum(1) <= room))
         ids[crowded] = taken.nonzero()[:, 1].view(-1, k)
-    ids = ids.sort(dim=1).values
+    return in_order(scores, ids.sort(dim=1).values)
+
+
+def lowest_best(scores: Tensor, least: Tensor, k: int) -> Tensor:
+    """Ids of the k best columns, (batch, k), ascending, where least (batch, 1) is the k-th best score, with passes over all
+    columns instead of the look for rows that need them, which a GPU would have to be waited for."""
+    better, tied = scores > least, scores == least
+    taken = better | (tied & (tied.cumsum(1) <= k - better.sum(1, keepdim=True)))
+    # Of numbers that fall with the id, the k highest: those taken, in ascending order of ids.
+    columns = scores.shape[1]
+    numbers = torch.arange(columns, 0, -1, device=scores.device) * taken
+    return columns - numbers.topk(k).values.clamp(min=1)  # none is taken of scores that are no numbers
+
+
+def in_order(scores: Tensor, ids: Tensor) -> Tensor:
+    """ids (batch, k), ascending, by descending score; ties stay in that order."""
     order = scores.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
     return ids.gather(1, order)
 
@@ -126,28 +144,32 @@ def rank(
     """
     held = store.held(part)
     targets = np.asarray(store.items)[held.positions].astype(np.int64)
-    full, sampled, popsampled = np.full((3, len(targets)), np.nan, np.float32)
+    # One copy to the host at the end, and nothing before that has to be waited for.
+    full, sampled, popsampled = torch.full((3, len(targets)), torch.nan, device=device)
+    undefined: list[Tensor] = []
     recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
     size = max(1, min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1)))
     for rows, histories in blocks(store, held, max_len, size, asked):
         users = held.users[rows]
-        scores = scorer(histories.to(device), users)
+        scores, at = scorer(on(histories, device), users), send(rows, device)
         scores[:, 0] = -torch.inf
-        refuse_nan(scores)
-        target = torch.from_numpy(targets[rows]).to(device)
+        undefined.append(scores.isnan().any())
+        target = send(targets[rows], device)
         own = scores.gather(1, target[:, None]).squeeze(1)
         for ranks, negatives in ((sampled, held.negatives), (popsampled, held.popular_negatives)):
             if only is None and negatives is not None:
-                candidates = torch.from_numpy(negatives[rows].astype(np.int64)).to(device)
-                ranks[rows] = candidate_rank(scores.gather(1, candidates), candidates, own).cpu().numpy()
+                candidates = send(negatives[rows].astype(np.int64), device)
+                ranks[at] = candidate_rank(scores.gather(1, candidates), candidates, own)
         if exclude_seen:
             row, item = seen_pairs(store, users, held.positions[rows])
-            scores[torch.from_numpy(row).to(device), torch.from_numpy(item).to(device)] = -torch.inf
+            scores[send(row, device), send(item, device)] = -torch.inf
             scores.scatter_(1, target[:, None], own[:, None])
-        full[rows] = mean_rank(scores, own).cpu().numpy()
+        full[at] = mean_rank(scores, own)
         if only is None:
-            recommended += torch.bincount(best(scores, 10).flatten(), minlength=len(recommended))
-    return Ranks(full, sampled, popsampled, recommended.cpu().numpy())
+            ids = best(scores, 10).flatten()
+            recommended.index_add_(0, ids, torch.ones_like(ids))
+    refuse_nan(undefined)
+    return Ranks(*(ranks.cpu().numpy() for ranks in (full, sampled, popsampled, recommended)))
 
 
 def seen_pairs(store: Store, users: Ints, ends: Ints) -> tuple[Ints, Ints]:

@@ -30,7 +30,8 @@ from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
 from sasrec.lazy_adam import LazyAdam, clip_norm
-from sasrec.models.events import Histories, asked_by, gather
+from sasrec.models.events import Histories, asked_by, gather, on
+from sasrec.models.transfer import send
 from sasrec.second_task import RatingTask
 
 # Of Adam; as the SASRec authors have them.
@@ -70,7 +71,7 @@ class Extras:
     """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
     decay and outside norm clipping. penalty: added to the loss. on_epoch: called before each. on_resume: called with the
     epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
-    checkpoint. distill: (loss, states, histories, windows, real positions, targets) of a batch -> what becomes of the loss."""
+    checkpoint. distill: (loss, states, histories, windows, places of real positions, targets) of a batch -> what becomes of the loss."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
@@ -79,7 +80,7 @@ class Extras:
     refresh: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda epoch: None
     candidates_from: int = 0
-    distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Tensor], losses.Result] | None = None
+    distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Ints], losses.Result] | None = None
 
 
 @contextmanager
@@ -151,7 +152,8 @@ class Trainer:
         self.objective = objective.of(model, params, store)
         self.held = store.held("validation")
         self.asked = asked_by(model)
-        self.validation_batches = list(evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked))
+        blocks = evaluation.blocks(store, self.held, model.params.max_len, 512, self.asked)
+        self.validation_batches = [(rows, on(histories, device)) for rows, histories in blocks]
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -256,25 +258,28 @@ class Trainer:
             group["lr"] = rate
 
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
-        """Loss and accuracy over the real positions of a batch, and how many there are."""
+        """Loss and accuracy over the real positions of a batch, and how many there are. All that decides a shape is worked out
+        here on the host, so that a GPU is never waited for (`models.transfer`)."""
         real = batch.targets > 0
-        histories = gather(self.store, batch.histories, batch.places, self.asked).to(self.device)
+        places = self._tensor(np.flatnonzero(real))
+        histories = on(gather(self.store, batch.histories, batch.places, self.asked), self.device)
         windows = None if batch.windows is None else self._tensor(batch.windows)
         encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
         if self.kind == "sequence":
             negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-            result = self._result(states, targets, batch.users[real], negatives, rng, self._tensor(real))
+            result = self._result(states, targets, batch.users[real], negatives, rng, places)
         else:
-            states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
+            states = states.flatten(0, 1)
+            states = states if len(targets) == real.size else states[places]
             users = batch.users[real]
             result = self._result(states, targets, users, self._negatives(users, rng), rng)
         if self.extras.distill:
-            result = self.extras.distill(result, encoded, histories, windows, self._tensor(real), self._tensor(targets))
+            result = self.extras.distill(result, encoded, histories, windows, places, targets)
         if self.second is not None:
             assert batch.places is not None
             rows = self.model.scoring_table.lookup(self._tensor(targets))
-            own = self.second.loss(encoded[self._tensor(real)], rows, batch.places[real] + 1)
+            own = self.second.loss(encoded.flatten(0, 1)[places], rows, batch.places[real] + 1)
             result = replace(result, second=own)
         return result, len(targets)
 
@@ -291,15 +296,15 @@ class Trainer:
         users: Ints,
         negatives: Ints,
         rng: np.random.Generator,
-        real: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> losses.Result:
         expected = self.sampler.log_expected(negatives)
         log_expected = None if expected is None else self._tensor(expected)
         targeted = self._tensor(targets), self._tensor(negatives)
-        return self.objective(objective.Positions(states, *targeted, users, real, log_expected), rng)
+        return self.objective(objective.Positions(states, *targeted, users, places, log_expected), rng)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return send(array, self.device)
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float, float]:
@@ -310,9 +315,9 @@ class Trainer:
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(0)
         for rows, histories in self.validation_batches:
-            state = self.model.encode(histories.to(self.device), last=True)[:, 0]
+            state = self.model.encode(histories, last=True)[:, 0]
             states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
-            states[rows] = state
+            states[self._tensor(rows)] = state
             users = self.held.users[rows]
             result = self._result(state, targets[rows], users, self._negatives(users, rng), rng)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
@@ -325,7 +330,7 @@ class Trainer:
         table = self.model.scoring_table.all()
 
         def scorer(histories: Tensor, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.held.users, users)] @ table.T
+            return states[self._tensor(np.searchsorted(self.held.users, users))] @ table.T
 
         max_len = self.model.params.max_len
         return evaluation.rank(scorer, self.store, "validation", max_len, device=self.device, only="full").full
@@ -335,14 +340,15 @@ class Trainer:
         score may run in another order than in `evaluation.rank`, so that a rank may differ from its own where two scores
         agree to the last digits."""
         table = self.model.scoring_table.all()
-        ranks = np.zeros(len(targets), np.float32)
+        ranks, undefined = [], []
         for begin in range(0, len(targets), 512):
             rows = slice(begin, begin + 512)
             candidates = self._tensor(np.column_stack([self.held.negatives[rows], targets[rows]]))  # (batch, n + 1)
             scores = (table[candidates] @ states[rows, :, None]).squeeze(2)
-            evaluation.refuse_nan(scores)
-            ranks[rows] = evaluation.candidate_rank(scores[:, :-1], candidates[:, :-1], scores[:, -1]).cpu().numpy()
-        return ranks
+            undefined.append(scores.isnan().any())
+            ranks.append(evaluation.candidate_rank(scores[:, :-1], candidates[:, :-1], scores[:, -1]))
+        evaluation.refuse_nan(undefined)
+        return torch.cat(ranks).cpu().numpy() if ranks else np.zeros(0, np.float32)
 
     def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
