@@ -134,7 +134,8 @@ def compute(
 
     states: (tokens, hidden), and targets: (tokens,). negatives: (tokens, n); (n,) shared by the batch; for cross-entropy
     (tokens, 1), which only the pairwise accuracy uses; or shared by each sequence, (batch, n), and then states: (batch,
-    length, hidden) and places: (tokens,), where in (batch * length) the tokens are. table: gives the (items + 1, hidden) scoring table.
+    length, hidden) and places: (tokens,), where in (batch * length) the tokens are. table: gives the scoring table, (items +
+    1, hidden).
     log_expected: (n,) of the sampled softmax, where its negatives are not uniform; the accuracy is by the plain scores.
     """
     if params.loss == "cross_entropy":

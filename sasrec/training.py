@@ -71,7 +71,8 @@ class Extras:
     """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
     decay and outside norm clipping. penalty: added to the loss. on_epoch: called before each. on_resume: called with the
     epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
-    checkpoint. distill: (loss, states, histories, windows, places of real positions, targets) of a batch -> what becomes of the loss."""
+    checkpoint. distill: (loss, states, histories, windows, places of real positions, targets) of a batch -> what becomes of
+    the loss."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0

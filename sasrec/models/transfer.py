@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`, itself where it is there already. Nothing waits for the copy: it starts from page-locked memory."""
+    """The tensor on `device`, itself where it is there already. Nothing waits for the copy, which is from page-locked
+    memory."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

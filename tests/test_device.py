@@ -1,0 +1,243 @@
+"""A GPU is never waited for while an epoch runs, found out without one; and with one, that it computes what the CPU does.
+
+torch can make fake tensors of a device that is not there: they have shapes, types and a device, but no values. What needs a
+value then fails: a number or a shape that depends on the data, which are what a GPU has to be waited for, and so do factors on
+two devices. Fake `cuda` needs a build of torch for CUDA; `lazy`, a device type that every build knows, does as well.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sasrec import evaluation
+from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.data.batches import epoch_batches
+from sasrec.distillation import Distillation
+from sasrec.models.cafe import CAFE
+from sasrec.models.events import Events
+from sasrec.models.facts import Facts
+from sasrec.models.sasrec import SASRec
+from sasrec.models.transfer import send
+from sasrec.quant.attach import attach, calibrate, load_method, own_training
+from sasrec.quant.calibration import calibration
+from sasrec.quant.quantizer import Quantizer
+from sasrec.training import Extras, Trainer
+from tests.conftest import SmallStore
+
+CPU, AWAY = torch.device("cpu"), torch.device("lazy")
+SMALL: dict[str, Any] = {"max_len": 8, "hidden": 8, "blocks": 1, "dropout": 0.2}
+TRAIN: dict[str, Any] = {"batch_size": 8, "min_batches": 1, "negatives": 4, "epochs": 2, "clip_norm": 1.0}
+ITEMS = 20
+
+
+class Waited(AssertionError):
+    pass
+
+
+class NoWaiting(TorchDispatchMode):
+    """Copies that a fake tensor lets pass, but a GPU is waited for: to the host, and from it where nothing says otherwise."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            before, after = args[0].device, kwargs.get("device") or args[0].device
+            if before != after and (after.type == "cpu" or not kwargs.get("non_blocking")):
+                raise Waited(f"a copy from {before} to {after}")
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default) and any(
+            index is not None and index.device != args[0].device for index in args[1]
+        ):
+            raise Waited("an index that is on the host")
+        return func(*args, **kwargs)
+
+
+WAITING = (Waited, DataDependentOutputException, DynamicOutputShapeException)
+
+
+@contextmanager
+def away(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The trainer's tensors on a device that is not there. The one wait that an epoch is allowed, for its mean loss, and the
+    steps are noted in the list."""
+    noted: list[str] = []
+    modules = [trainer.model, *([trainer.second] if trainer.second is not None else [])]
+    if trainer.extras.distill is not None:
+        modules.append(trainer.extras.distill.teacher)  # type: ignore[attr-defined]
+    new: dict[int, Tensor] = {}
+
+    def moved(tensor: Tensor) -> Tensor:
+        if id(tensor) not in new:
+            made = torch.empty(tensor.shape, dtype=tensor.dtype, device=AWAY)
+            new[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+        return new[id(tensor)]
+
+    def mean(self: FakeTensor) -> list[float]:
+        noted.append("mean")
+        return [0.0] * self.numel()
+
+    descend = trainer.descend
+
+    def step(loss: Tensor) -> None:
+        descend(loss)
+        noted.append("step")
+
+    monkeypatch.setattr(FakeTensor, "tolist", mean)
+    monkeypatch.setattr(trainer, "descend", step)
+    # There is no generator for this device, and no fused kernel, of which a fake tensor wants to know the shapes alone.
+    monkeypatch.setattr(Quantizer, "seed_generator", lambda *_: None)
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None, raising=False)
+    with FakeTensorMode():
+        for module in (part for whole in modules for part in whole.modules()):
+            for kind in (module._parameters, module._buffers):
+                kind.update({name: moved(tensor) for name, tensor in kind.items() if tensor is not None})
+        if trainer.extras.distill is not None:
+            trainer.extras.distill.table = moved(trainer.extras.distill.table)  # type: ignore[attr-defined]
+        for optimizer in trainer.optimizers.values():
+            for group in optimizer.param_groups:
+                group["params"] = [moved(parameter) for parameter in group["params"]]
+        trainer.weights = [moved(parameter) for parameter in trainer.weights]  # type: ignore[misc]
+        trainer.device = AWAY
+        with NoWaiting():
+            yield noted
+
+
+def walks() -> SmallStore:
+    """Histories of several lengths, the shortest with one pair to train on, with ratings and times."""
+    rng = np.random.default_rng(0)
+    store = SmallStore([rng.integers(1, ITEMS + 1, n).tolist() for n in (4, 5, 9, 14, 22, 7, 7, 7, 12, 4, 4, 6)], ITEMS)
+    store.ratings = rng.integers(1, 6, len(store.items)).astype(np.float32)
+    store.timestamps = np.arange(len(store.items), dtype=np.int64) * 3600
+    return store
+
+
+def of_model(store: SmallStore, device: torch.device = CPU, **options: Any) -> Any:
+    torch.manual_seed(0)
+    params = ModelParams(**SMALL | options)
+    if params.kind == "cafe":
+        return CAFE(params, torch.tensor([0, *(1 + i % 4 for i in range(ITEMS))])).to(device)
+    return SASRec(params, ITEMS, Facts.of_data(params, store, [("a", "b")[: 1 + i % 2] for i in range(ITEMS)])).to(device)
+
+
+def of_method(store: SmallStore, model: Any, method: str, options: dict[str, Any], **quant: Any) -> Extras:
+    module, chosen = load_method(method, options)
+    attach(model, QuantParams(**{"bits": 4} | quant), module, chosen)
+    device = next(model.parameters()).device
+    calibrate(model, calibration(store, model, 8, 2, 0, device))
+    return own_training(model, chosen, 0)
+
+
+def expect_no_wait(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = trainer.params
+    drawn = epoch_batches(trainer.store, 8, params.batch_size, params.windows == "all", 0, 1, params.batching)
+    with away(trainer, monkeypatch) as noted:
+        trainer.epoch(1)
+    assert noted == ["step"] * drawn.count + ["mean"]
+    assert drawn.count > 1
+
+
+@pytest.mark.parametrize("batching", ["packed", "shuffled", "bucketed"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "gbce", "sampled_softmax"])
+def test_an_epoch_waits_at_its_end_alone(loss: Any, batching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = walks()
+    trainer = Trainer(of_model(store), store, TrainParams(**TRAIN, loss=loss, batching=batching), 0, device=CPU)
+    expect_no_wait(trainer, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        ({"block": "original", "position": "left", "heads": 2, "tied": False}, {"batching": "shuffled"}),
+        ({"heads": 2, "local_heads": 1, "local_window": 3, "attention_output": True}, {"optimizer": "adamw"}),
+        ({"side": ("rating", "category", "recency"), "time_bias": True}, {"rating_weight": 0.5}),
+        ({"side": ("rating", "recency")}, {"batching": "bucketed"}),
+        ({}, {"loss": "sampled_softmax", "negative_sampling": "popularity"}),
+        ({"kind": "cafe", "heads": 2, "local_heads": 1}, {}),
+        ({"kind": "cafe", "heads": 2, "local_heads": 1}, {"loss": "gbce", "item_loss": "items", "batching": "shuffled"}),
+    ],
+)
+def test_options_of_models_and_training_do_not_wait(
+    model: dict[str, Any], train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = walks()
+    expect_no_wait(Trainer(of_model(store, **model), store, TrainParams(**TRAIN | train), 0, device=CPU), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "quant"),
+    [
+        *((method, {}, {}) for method in ("control", "ste", "lsq", "pact", "dorefa", "apot")),
+        ("lsq", {"offset": True}, {}),
+        ("lsq", {}, {"embedding_bits": 1}),
+        ("pact", {"weights": "sawb"}, {}),
+        ("dorefa", {"gradient_bits": 6}, {"table": "per_tensor"}),
+        ("ste", {}, {"table": "per_tensor", "table_rounding": "stochastic"}),
+        ("apot", {}, {"bits": 3, "table": "per_tensor", "weights": "per_tensor", "table_rounding": "stochastic"}),
+    ],
+)
+def test_training_with_quantizers_does_not_wait(
+    method: str, options: dict[str, Any], quant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = walks()
+    model = of_model(store)
+    extras = of_method(store, model, method, options, **quant)
+    # Such steps of a quantizer's own as the renewal of statistics are part of an epoch.
+    expect_no_wait(Trainer(model, store, TrainParams(**TRAIN), 0, device=CPU, extras=extras), monkeypatch)
+
+
+@pytest.mark.parametrize(("loss", "sampled"), [("cross_entropy", None), ("bce", 8)])
+def test_distillation_does_not_wait(loss: Any, sampled: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = walks()
+    model = of_model(store)
+    extras = Extras(distill=Distillation(of_model(store), model, 0.5, sampled, 0))
+    expect_no_wait(Trainer(model, store, TrainParams(**TRAIN, loss=loss), 0, device=CPU, extras=extras), monkeypatch)
+
+
+def planted(what: str, x: Tensor) -> Tensor:
+    """x, after something that a GPU has to be waited for."""
+    if what == "item":
+        x.sum().item()
+    elif what == "bool":
+        assert bool((x == x).all())
+    elif what == "mask":
+        assert x[x > 0].dim() == 1
+    elif what == "to the host":
+        x.cpu()
+    elif what == "from the host":
+        torch.zeros(3).to(x.device)
+    else:
+        x[np.zeros(1, np.int64)]
+    return x
+
+
+@pytest.mark.parametrize("what", ["item", "bool", "mask", "to the host", "from the host", "index of the host"])
+def test_a_step_that_waits_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = walks()
+    model = of_model(store)
+    trainer = Trainer(model, store, TrainParams(**TRAIN), 0, device=CPU)
+    model.final_norm.register_forward_hook(lambda module, inputs, x: planted(what, x))
+    with away(trainer, monkeypatch) as noted, pytest.raises(WAITING):
+        trainer.epoch(1)
+    assert noted == []
+
+
+def test_what_is_sent_to_the_cpu_is_not_copied() -> None:
+    array = np.arange(4)
+    assert send(array, CPU).data_ptr() == array.ctypes.data
+    times = torch.zeros(2, 3, dtype=torch.float64)
+    assert Events(torch.zeros(2, 3, dtype=torch.int64), times=times).to("cpu").times is times
+
+
+@given(st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(1, 6))
+def test_the_best_are_the_same_by_the_way_of_the_gpu(rows: list[list[int]], k: int) -> None:
+    scores = torch.tensor(rows, dtype=torch.float32)
+    least = scores.topk(k).values[:, -1:]
+    found = evaluation.in_order(scores, evaluation.lowest_best(scores, least, k))
+    assert found.tolist() == evaluation.best(scores, k).tolist()
