@@ -30,6 +30,7 @@ from sasrec.models.sasrec import SASRec
 from sasrec.models.transfer import send
 from sasrec.quant.attach import attach, calibrate, load_method, own_training
 from sasrec.quant.calibration import calibration
+from sasrec.quant.lsq import LearnedOffset
 from sasrec.quant.quantizer import Quantizer
 from sasrec.training import Extras, Trainer
 from tests.conftest import SmallStore
@@ -233,6 +234,17 @@ def test_what_is_sent_to_the_cpu_is_not_copied() -> None:
     assert send(array, CPU).data_ptr() == array.ctypes.data
     times = torch.zeros(2, 3, dtype=torch.float64)
     assert Events(torch.zeros(2, 3, dtype=torch.int64), times=times).to("cpu").times is times
+
+
+def test_an_offset_of_whole_steps_is_the_same_as_a_number_and_as_a_tensor() -> None:
+    found = []
+    for zero in (3, torch.tensor(3.0)):
+        v = torch.linspace(-3, 3, 61).requires_grad_()
+        step, beta = torch.tensor(0.3, requires_grad=True), torch.tensor(0.9, requires_grad=True)
+        out = LearnedOffset.apply(v, step, beta, zero, -4, 3, 0.5)
+        (out * torch.arange(61)).sum().backward()
+        found.append([out.detach(), v.grad, step.grad, beta.grad])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(1, 6))
