@@ -27,7 +27,8 @@ from sasrec.models.cafe import CAFE
 from sasrec.models.events import Events
 from sasrec.models.facts import Facts
 from sasrec.models.sasrec import SASRec
-from sasrec.models.transfer import send
+from sasrec.models.transfer import moved, send
+from sasrec.process import set_up
 from sasrec.quant.attach import attach, calibrate, load_method, own_training
 from sasrec.quant.calibration import calibration
 from sasrec.quant.lsq import LearnedOffset
@@ -201,6 +202,38 @@ def test_distillation_does_not_wait(loss: Any, sampled: int | None, monkeypatch:
     expect_no_wait(Trainer(model, store, TrainParams(**TRAIN, loss=loss), 0, device=CPU, extras=extras), monkeypatch)
 
 
+def test_sparse_tables_are_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradients have as many rows as a step looked up. As in the documentation: change it when this fails."""
+    store = walks()
+    trainer = Trainer(of_model(store), store, TrainParams(**TRAIN, loss="bce", table_optimizer="sparse"), 0, device=CPU)
+    with away(trainer, monkeypatch), pytest.raises(WAITING):
+        trainer.epoch(1)
+
+
+class Reached(Exception):
+    pass
+
+
+def test_ranking_and_validation_wait_when_all_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = walks()
+
+    def reached(undefined: Any) -> None:
+        raise Reached(len(undefined))
+
+    monkeypatch.setattr(evaluation, "refuse_nan", reached)
+    for select_on in ("full", "sampled"):
+        trainer = Trainer(of_model(store), store, TrainParams(**TRAIN, select_on=select_on), 0, device=CPU)
+        with away(trainer, monkeypatch) as noted:
+            trainer.validation_batches = [(rows, moved(histories, AWAY)) for rows, histories in trainer.validation_batches]
+            with pytest.raises(Reached):
+                trainer.validate()
+        assert noted == ["mean"]
+    blocks = len(list(evaluation.blocks(store, store.held("test"), 8, 4)))
+    with away(trainer, monkeypatch), pytest.raises(Reached, match=f"^{blocks}$"):
+        evaluation.rank(evaluation.model_scorer(trainer.model), store, "test", 8, batch_size=4, device=AWAY)
+    assert blocks > 1
+
+
 def planted(what: str, x: Tensor) -> Tensor:
     """x, after something that a GPU has to be waited for."""
     if what == "item":
@@ -253,3 +286,90 @@ def test_the_best_are_the_same_by_the_way_of_the_gpu(rows: list[list[int]], k: i
     least = scores.topk(k).values[:, -1:]
     found = evaluation.in_order(scores, evaluation.lowest_best(scores, least, k))
     assert found.tolist() == evaluation.best(scores, k).tolist()
+
+
+# With a GPU
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU here: what it computes is not compared with the CPU"
+)
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    set_up(1, "cuda")
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def trained(device: torch.device, method: str, dropout: float, **train: Any) -> tuple[Any, Trainer, list[tuple[float, ...]]]:
+    store = walks()
+    model = of_model(store, device, dropout=dropout)
+    extras = of_method(store, model, method, {}, bits=8) if method != "none" else None
+    trainer = Trainer(model, store, TrainParams(**TRAIN | {"precision": "float32"} | train), 0, device=device, extras=extras)
+    rows = [(*trainer.epoch(epoch), *trainer.validate()) for epoch in (1, 2)]
+    return model, trainer, rows
+
+
+@needs_gpu
+@pytest.mark.usefixtures("_deterministic")
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "gbce", "sampled_softmax", "bpr"])
+@pytest.mark.parametrize("batching", ["packed", "bucketed"])
+def test_a_gpu_computes_what_the_cpu_does(loss: str, batching: str) -> None:
+    """Losses and accuracies of two epochs, states, and ranks, with the same draws (without dropout, which has others)."""
+    (one, _, rows), (other, _, others) = (trained(d, "none", 0.0, loss=loss, batching=batching) for d in (CPU, GPU))
+    np.testing.assert_allclose(np.array(rows)[:, (1, 3)], np.array(others)[:, (1, 3)], rtol=1e-4)
+    histories = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (5, 8)))
+    histories[:, :2] = 0
+    with torch.no_grad():
+        states, again = one.eval().encode(histories), other.eval().encode(histories.to(GPU)).cpu()
+    torch.testing.assert_close(states[:, 2:], again[:, 2:], rtol=1e-3, atol=1e-4)
+    # The same weights on both, so that only the order of sums may tell ranks apart.
+    other.load_state_dict(one.state_dict())
+    ranks = [evaluation.rank(evaluation.model_scorer(m), walks(), "test", 8, device=d) for m, d in ((one, CPU), (other, GPU))]
+    for name in ("full", "sampled", "popsampled", "recommended"):
+        assert np.array_equal(*(getattr(r, name) for r in ranks)), name
+
+
+@needs_gpu
+@pytest.mark.usefixtures("_deterministic")
+@pytest.mark.parametrize("method", ["ste", "lsq", "pact", "dorefa", "apot"])
+def test_a_gpu_trains_with_quantizers_as_the_cpu_does(method: str) -> None:
+    (_, _, rows), (_, _, others) = (trained(device, method, 0.0) for device in (CPU, GPU))
+    np.testing.assert_allclose(np.array(rows)[:, 1], np.array(others)[:, 1], rtol=5e-3)
+
+
+@needs_gpu
+@pytest.mark.usefixtures("_deterministic")
+@pytest.mark.parametrize("method", ["none", "ste", "lsq", "pact", "dorefa", "apot"])
+def test_the_same_seed_gives_the_same_bits_on_a_gpu(method: str) -> None:
+    (one, _, rows), (other, _, others) = (trained(GPU, method, 0.2) for _ in range(2))
+    assert rows == others
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@needs_gpu
+@pytest.mark.usefixtures("_deterministic")
+def test_an_epoch_on_a_gpu_synchronises_at_its_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By CUDA's own word: torch raises an error where a step would wait."""
+    _, trainer, _ = trained(GPU, "lsq", 0.2)
+    descend = trainer.descend
+
+    def guarded(loss: Tensor) -> None:
+        descend(loss)
+        torch.cuda.set_sync_debug_mode("error")  # from the end of the first step on
+
+    monkeypatch.setattr(trainer, "descend", guarded)
+    mean = torch.Tensor.tolist
+
+    def allowed(self: Tensor) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        return mean(self)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", allowed)
+    try:
+        trainer.epoch(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

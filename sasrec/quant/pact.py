@@ -113,7 +113,7 @@ class SawbWeight(Quantizer):
         x = by_row(values, self.per_row)
         rms = x.square().mean(1, keepdim=True).sqrt()
         c1, c2 = SAWB[self.bits]
-        # Of the rows that are not all 0, and 1 where all are; without picking them, for which a GPU would have to be waited for.
+        # Of the rows that are not all 0; not picked, which a GPU would have to be waited for.
         some = rms > 0
         share = torch.where(some, x.abs().mean(1, keepdim=True) / rms, 0).sum() / some.sum().clamp_min(1)
         self.shape.copy_(torch.where(some.any(), c1 - c2 * share, 1.0))
