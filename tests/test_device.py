@@ -38,7 +38,7 @@ from tests.conftest import SmallStore
 
 CPU, AWAY = torch.device("cpu"), torch.device("lazy")
 SMALL: dict[str, Any] = {"max_len": 8, "hidden": 8, "blocks": 1, "dropout": 0.2}
-TRAIN: dict[str, Any] = {"batch_size": 8, "min_batches": 1, "negatives": 4, "epochs": 2, "clip_norm": 1.0}
+TRAIN: dict[str, Any] = {"batch_size": 16, "min_batches": 1, "negatives": 4, "epochs": 2, "clip_norm": 1.0}
 ITEMS = 20
 
 
@@ -290,9 +290,7 @@ def test_the_best_are_the_same_by_the_way_of_the_gpu(rows: list[list[int]], k: i
 
 # With a GPU
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU here: what it computes is not compared with the CPU"
-)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here to compare with the CPU")
 GPU = torch.device("cuda")
 
 
