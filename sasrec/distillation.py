@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sasrec.data.batches import Ints
 from sasrec.losses import CHUNK_ELEMENTS, Result
 from sasrec.models.events import Histories
+from sasrec.models.transfer import send
 
 
 class SoftCrossEntropy(torch.autograd.Function):
@@ -67,18 +69,18 @@ class Distillation:
         self.generator = np.random.default_rng([self.seed, epoch, 4])
 
     def __call__(
-        self, result: Result, states: Tensor, histories: Histories, windows: Tensor | None, real: Tensor, targets: Tensor
+        self, result: Result, states: Tensor, histories: Histories, windows: Tensor | None, places: Tensor, targets: Ints
     ) -> Result:
-        """states: (batch, length, hidden) of the student; histories, windows, real: (batch, length), as `SASRec.encode` takes
-        them; targets: (tokens,) ids at the real positions."""
+        """states: (batch, length, hidden) of the student; histories, windows: (batch, length), as `SASRec.encode` takes them;
+        places: (tokens,), where in (batch * length) the real positions are, and targets: (tokens,) their ids, on the host."""
         with torch.no_grad():
-            wanted = self.teacher.encode(histories, windows=windows)[real]
-        own = states[real]
+            wanted = self.teacher.encode(histories, windows=windows).flatten(0, 1)[places]
+        own = states.flatten(0, 1)[places]
         if self.sampled is None:
             soft = SoftCrossEntropy.apply(own, self.student.scoring_table.all(), wanted, self.table, 1)
         else:
             drawn = self.generator.integers(1, len(self.table), self.sampled)
-            items = torch.cat([targets, torch.from_numpy(drawn).to(targets.device)]).unique()
+            items = send(np.unique(np.concatenate([targets, drawn])), places.device)
             rows = self.student.scoring_table.lookup(items)
             soft = SoftCrossEntropy.apply(own, rows, wanted, self.table[items], 0)
         return replace(result, loss=(1 - self.weight) * result.loss + self.weight * soft)

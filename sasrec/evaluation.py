@@ -17,7 +17,8 @@ from torch import Tensor
 from sasrec.data.batches import Ints, items_at, left_placed
 from sasrec.data.sequences import Held, Part
 from sasrec.errors import UserError
-from sasrec.models.events import Histories, gather
+from sasrec.models.events import Histories, gather, on
+from sasrec.models.transfer import send
 
 # Scores held at once, in elements; bounds the memory of ranking whatever the catalogue.
 BLOCK_ELEMENTS = 8_000_000
@@ -57,15 +58,14 @@ class Factored:
     def __call__(self, histories: Histories, users: Ints) -> Tensor:
         return self.states(histories, users) @ self.table.T
 
-    def blocks(self, histories: Histories, users: Ints) -> ScoreBlocks:
+    def blocks(self, histories: Histories, users: Ints) -> "_Products":
         """Can be gone through again."""
         states = self.states(histories, users)
         width = max(1, FACTORED_ELEMENTS.get(states.device.type, BLOCK_ELEMENTS) // max(len(states), 1))
         return _Products(states, self.table, width)
 
-    def own(self, blocks: ScoreBlocks, target: Tensor) -> Tensor:
+    def own(self, blocks: "_Products", target: Tensor) -> Tensor:
         """The scores of the targets (batch,), most probably to the bit as in `blocks`."""
-        assert isinstance(blocks, _Products)
         return (blocks.states @ self.table[target].T).diagonal()
 
 
@@ -128,9 +128,9 @@ def candidate_rank(scores: Tensor, candidates: Tensor, target: Tensor) -> Tensor
     return mean_rank(torch.cat([scores.masked_fill(candidates == 0, -torch.inf), target[:, None]], 1), target)
 
 
-def refuse_nan(scores: Tensor) -> None:
-    """Raise UserError where a score is not a number."""
-    if bool(scores.isnan().any()):
+def refuse_nan(undefined: Sequence[Tensor]) -> None:
+    """Raise UserError where a score is not a number. undefined: () each, whether any of a block is not."""
+    if len(undefined) and bool(torch.stack(list(undefined)).any()):
         raise UserError("a score is not a number: the training diverged; lower the learning rates (train.lr, quant.lr)")
 
 
@@ -139,6 +139,8 @@ def best(scores: Tensor, k: int) -> Tensor:
     k = min(k, scores.shape[1])
     values, ids = scores.topk(k)
     least = values[:, -1:]
+    if scores.device.type != "cpu":
+        return in_order(scores, lowest_best(scores, least, k))
     # topk takes any of those that tie at the edge; only rows where some are left out need care, and inside the k best a
     # stable sort by descending value of ids in ascending order settles the rest.
     crowded = ((scores >= least).sum(1) > k).nonzero().squeeze(1)
@@ -148,7 +150,22 @@ def best(scores: Tensor, k: int) -> Tensor:
         tied = part == edge
         taken = (part > edge) | (tied & (tied.cumsum(1) <= room))
         ids[crowded] = taken.nonzero()[:, 1].view(-1, k)
-    ids = ids.sort(dim=1).values
+    return in_order(scores, ids.sort(dim=1).values)
+
+
+def lowest_best(scores: Tensor, least: Tensor, k: int) -> Tensor:
+    """Ids of the k best columns, (batch, k), ascending, where least (batch, 1) is the k-th best score, with passes over all
+    columns instead of the look for rows that need them, which a GPU would have to be waited for."""
+    better, tied = scores > least, scores == least
+    taken = better | (tied & (tied.cumsum(1) <= k - better.sum(1, keepdim=True)))
+    # Of numbers that fall with the id, the k highest: those taken, in ascending order of ids.
+    columns = scores.shape[1]
+    numbers = torch.arange(columns, 0, -1, device=scores.device) * taken
+    return columns - numbers.topk(k).values.clamp(min=1)  # none is taken of scores that are no numbers
+
+
+def in_order(scores: Tensor, ids: Tensor) -> Tensor:
+    """ids (batch, k), ascending, by descending score; ties stay in that order."""
     order = scores.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
     return ids.gather(1, order)
 
@@ -168,29 +185,33 @@ class Asked:
 @dataclass
 class Answer:
     """own: (batch,) the targets' scores; higher, equal: (batch,) how many candidates have such a score, the target with them;
-    drawn: the scores of the drawn candidates; best: (batch, k) ids."""
+    drawn: the scores of the drawn candidates; best: (batch, k) ids; undefined: () each, whether a score of a block is not a
+    number."""
 
     own: Tensor
     higher: Tensor
     equal: Tensor
     drawn: list[Tensor]
     best: Tensor
+    undefined: list[Tensor]
 
 
 def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
     """In one pass over the blocks, which are overwritten. own: the targets' scores that others are compared with; None: those
-    in the blocks, of which there is then one alone. Raises UserError where a score is not a number."""
+    in the blocks, of which there is then one alone."""
     target = asked.target
     higher, equal = torch.zeros((2, len(target)), device=target.device)
     found: Tensor | None = None
     values: Tensor | None = None
-    ids, drawn = target, list[Tensor]()
+    ids, drawn, undefined = target, list[Tensor](), list[Tensor]()
     for begin, scores in blocks:
         width = scores.shape[1]
         if begin == 0:
             scores[:, 0] = -torch.inf
         highest = scores.amax(1)  # not a number where one of them is not
-        refuse_nan(highest)
+        undefined.append(highest.isnan().any())
+        if scores.device.type == "cpu":  # else at the end of all, which no copy waits for
+            refuse_nan(undefined)
         if found is None:
             found = scores.new_empty(len(target))
             drawn = [scores.new_full(candidates.shape, -torch.inf) for candidates in asked.drawn]
@@ -200,7 +221,7 @@ def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
         found = _taken(scores, place, found[:, None]).squeeze(1)
         own_items = (asked.item >= begin) & (asked.item < begin + width)
         if own_items.any():
-            row, item = (torch.from_numpy(part[own_items]).to(scores.device) for part in (asked.row, asked.item))
+            row, item = (send(part[own_items], scores.device) for part in (asked.row, asked.item))
             scores[row, item - begin] = -torch.inf
             inside = place.clamp(0, width - 1)
             scores.scatter_(1, inside, torch.where(place == inside, found[:, None], scores.gather(1, inside)))
@@ -209,7 +230,7 @@ def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
         if asked.k:
             values, ids = _better(values, ids, scores, highest, begin, asked.k)
     assert found is not None
-    return Answer(found, higher, equal, drawn, ids)
+    return Answer(found, higher, equal, drawn, ids, undefined)
 
 
 def _taken(scores: Tensor, places: Tensor, other: Tensor) -> Tensor:
@@ -225,7 +246,8 @@ def _better(values: Tensor | None, ids: Tensor, scores: Tensor, highest: Tensor,
         new = best(scores, k)
         return scores.gather(1, new), new + begin
     # A tie goes to what is there, which has the lower id.
-    rows = slice(None) if values.shape[1] < k else (highest > values[:, -1]).nonzero().squeeze(1)
+    whole = values.shape[1] < k or scores.device.type != "cpu"  # which rows are better, a GPU would have to be waited for
+    rows = slice(None) if whole else (highest > values[:, -1]).nonzero().squeeze(1)
     if isinstance(rows, Tensor) and not len(rows):
         return values, ids
     some = scores[rows]
@@ -260,29 +282,36 @@ def rank(
     """
     held = store.held(part)
     targets = np.asarray(store.items)[held.positions].astype(np.int64)
-    full, sampled, popsampled = np.full((3, len(targets)), np.nan, np.float32)
+    # One copy to the host at the end, and nothing before that has to be waited for.
+    full, sampled, popsampled = torch.full((3, len(targets)), torch.nan, device=device)
+    undefined: list[Tensor] = []
     recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
     size = batch_size if isinstance(scorer, Factored) else min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1))
     both = ((sampled, held.negatives), (popsampled, held.popular_negatives))
     for rows, histories in blocks(store, held, max_len, max(1, size), asked):
-        users, target = held.users[rows], torch.from_numpy(targets[rows]).to(device)
+        users, at = held.users[rows], send(rows, device)
         lists = [(ranks, negatives) for ranks, negatives in both if only is None and negatives is not None]
-        drawn = [torch.from_numpy(negatives[rows].astype(np.int64)).to(device) for _, negatives in lists]
+        drawn = [send(negatives[rows].astype(np.int64), device) for _, negatives in lists]
         seen = seen_pairs(store, users, held.positions[rows]) if exclude_seen else (np.zeros(0, np.int64),) * 2
-        given = Asked(target, *seen, drawn, 10 if only is None else 0)
-        found = _answer_of(scorer, histories.to(device), users, given)
-        full[rows] = (1 + found.higher + (found.equal - 1) / 2).cpu().numpy()
+        given = Asked(send(targets[rows], device), *seen, drawn, 10 if only is None else 0)
+        found = _answer_of(scorer, on(histories, device), users, given)
+        undefined += found.undefined
+        full[at] = 1 + found.higher + (found.equal - 1) / 2
         for (ranks, _), candidates, scores in zip(lists, drawn, found.drawn, strict=True):
-            ranks[rows] = candidate_rank(scores, candidates, found.own).cpu().numpy()
+            ranks[at] = candidate_rank(scores, candidates, found.own)
         if only is None:
-            recommended += torch.bincount(found.best.flatten(), minlength=len(recommended))
-    return Ranks(full, sampled, popsampled, recommended.cpu().numpy())
+            ids = found.best.flatten()
+            recommended.index_add_(0, ids, torch.ones_like(ids))
+    refuse_nan(undefined)
+    return Ranks(*(ranks.cpu().numpy() for ranks in (full, sampled, popsampled, recommended)))
 
 
 def _answer_of(scorer: Scorer, histories: Histories, users: Ints, asked: Asked) -> Answer:
     if not isinstance(scorer, Factored):
         return answer([(0, scorer(histories, users))], asked, None)
     parts = scorer.blocks(histories, users)
+    if parts.width >= len(scorer.table):
+        return answer(parts, asked, None)
     own = scorer.own(parts, asked.target)
     found = answer(parts, asked, own)
     # A sum that ran in another order would make the target higher or lower than itself; the next time it is the right one.

@@ -127,14 +127,15 @@ def compute(
     states: Tensor,
     targets: Tensor,
     negatives: Tensor,
-    real: Tensor | None = None,
+    places: Tensor | None = None,
     log_expected: Tensor | None = None,
 ) -> Result:
     """The loss that `params` names.
 
     states: (tokens, hidden), and targets: (tokens,). negatives: (tokens, n); (n,) shared by the batch; for cross-entropy
     (tokens, 1), which only the pairwise accuracy uses; or shared by each sequence, (batch, n), and then states: (batch,
-    length, hidden) and real: (batch, length), True at the tokens. table: gives the (items + 1, hidden) scoring table.
+    length, hidden) and places: (tokens,), where in (batch * length) the tokens are. table: gives the scoring table, (items +
+    1, hidden).
     log_expected: (n,) of the sampled softmax, where its negatives are not uniform; the accuracy is by the plain scores.
     """
     if params.loss == "cross_entropy":
@@ -145,9 +146,10 @@ def compute(
             negative = (states * weights[negatives[:, 0]]).sum(-1)
         return Result(loss, pairwise_accuracy(positive, negative))
     negative = score(states, negatives)  # (tokens, n), or (batch, length, n) for negatives shared by a sequence
-    if real is not None:
-        states, negative = states[real], negative[real]
-        negatives = negatives.repeat_interleave(real.sum(1), 0)
+    if places is not None:
+        length = states.shape[1]
+        states, negative = states.flatten(0, 1)[places], negative.flatten(0, 1)[places]
+        negatives = negatives[places // length]
     positive = score(states, targets[:, None]).squeeze(-1)
     accuracy = pairwise_accuracy(positive, negative[:, 0])
     if needs_negatives(params) in ("batch", "sequence"):

@@ -12,19 +12,20 @@ from torch import Tensor
 from sasrec import losses
 from sasrec.config import TrainParams
 from sasrec.data.batches import Ints, NegativeSampler
+from sasrec.models.transfer import send
 
 
 @dataclass(frozen=True)
 class Positions:
     """What a loss is of: states (tokens, features), targets (tokens,) and negatives as `losses.compute` takes them, with
     users (tokens,), whose positions they are; where negatives are shared by each sequence, states are (batch, length,
-    features) and real (batch, length)."""
+    features) and places (tokens,), where in (batch * length) the tokens are."""
 
     states: Tensor
     targets: Tensor
     negatives: Tensor
     users: Ints
-    real: Tensor | None = None
+    places: Tensor | None = None
     log_expected: Tensor | None = None
 
 
@@ -35,7 +36,7 @@ class Objective:
         self.model, self.params = model, params
 
     def __call__(self, of: Positions, rng: np.random.Generator) -> losses.Result:
-        model, given = self.model, (of.states, of.targets, of.negatives, of.real, of.log_expected)
+        model, given = self.model, (of.states, of.targets, of.negatives, of.places, of.log_expected)
         return losses.compute(self.params, model.items, model.score, model.scoring_table.all, *given)
 
 
@@ -59,11 +60,12 @@ class IntentObjective:
         if self.params.item_loss == "joint":
             result = Objective(model, self.params)(of, rng)
         else:
-            fine, given = model.fine, (of.targets, of.negatives, of.real, of.log_expected)
+            fine, given = model.fine, (of.targets, of.negatives, of.places, of.log_expected)
             states = of.states[..., :hidden]
             result = losses.compute(self.params, model.items, fine.score, fine.scoring_table.all, states, *given)
         states = of.states[..., hidden:]
-        states = states.flatten(0, -2) if of.real is None else states[of.real]
+        states = states.flatten(0, -2)
+        states = states if of.places is None else states[of.places]
         loss = self.of_intents(states, model.intents[of.targets].long(), of.users, rng)
         return losses.Result(result.loss + self.params.intent_weight * loss, result.accuracy)
 
@@ -72,7 +74,7 @@ class IntentObjective:
         table = self.model.coarse.scoring_table.all()
         if self.params.loss in ("cross_entropy", "sampled_softmax"):
             return F.cross_entropy(states @ table[1:].T, targets - 1)
-        drawn = torch.from_numpy(self.sampler.draw(users, (len(users), 1), rng)).to(targets.device)
+        drawn = send(self.sampler.draw(users, (len(users), 1), rng), targets.device)
         positive = (states * table[targets]).sum(-1)
         negative = (states * table[drawn[:, 0]]).sum(-1).masked_fill(drawn[:, 0] == targets, -torch.inf)
         return (losses.bpr if self.params.loss == "bpr" else losses.bce)(positive, negative[:, None])

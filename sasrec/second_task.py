@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sasrec.models.facts import require
+from sasrec.models.transfer import send
 
 
 class RatingTask(nn.Module):
@@ -40,5 +41,5 @@ class RatingTask(nn.Module):
     def loss(self, states: Tensor, embeddings: Tensor, places: NDArray[np.int64]) -> Tensor:
         """Mean squared error, (), for targets at `places` (tokens,) of the store."""
         wanted = (self.ratings[places] - self.mean) / self.deviation
-        target = torch.from_numpy(wanted.astype(np.float32)).to(states.device)
+        target = send(wanted.astype(np.float32), states.device)
         return (self(states, embeddings) - target).square().mean()

@@ -32,7 +32,8 @@ from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
 from sasrec.lazy_adam import LazyAdam, clip_norm
 from sasrec.models.dropout import set_dropout
-from sasrec.models.events import Histories, asked_by, gather
+from sasrec.models.events import Histories, asked_by, gather, on
+from sasrec.models.transfer import send
 from sasrec.second_task import RatingTask
 
 # Of Adam; as the SASRec authors have them.
@@ -73,7 +74,7 @@ class Extras:
     decay and outside norm clipping. weights: those that stand in the place of the model's, trained as those are. penalty:
     added to the loss. on_epoch: called before each. on_resume: called with the epochs done, before the state of a killed run
     is loaded. candidates_from: the first epoch that may be the best checkpoint. distill: (loss, states, histories, windows,
-    real positions, targets) of a batch -> what becomes of the loss."""
+    places of real positions, targets) of a batch -> what becomes of the loss."""
 
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
@@ -82,7 +83,7 @@ class Extras:
     refresh: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda epoch: None
     candidates_from: int = 0
-    distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Tensor], losses.Result] | None = None
+    distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Ints], losses.Result] | None = None
     weights: list[nn.Parameter] = field(default_factory=list)
 
 
@@ -272,25 +273,28 @@ class Trainer:
             group["lr"] = rate
 
     def _loss(self, batch: Batch, rng: np.random.Generator) -> tuple[losses.Result, int]:
-        """Loss and accuracy over the real positions of a batch, and how many there are."""
+        """Loss and accuracy over the real positions of a batch, and how many there are. All that decides a shape is worked out
+        here on the host, so that a GPU is never waited for (`models.transfer`)."""
         real = batch.targets > 0
-        histories = gather(self.store, batch.histories, batch.places, self.asked).to(self.device)
+        places = self._tensor(np.flatnonzero(real))
+        histories = on(gather(self.store, batch.histories, batch.places, self.asked), self.device)
         windows = None if batch.windows is None else self._tensor(batch.windows)
         encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
         if self.kind == "sequence":
             negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-            result = self._result(states, targets, batch.users[real], negatives, rng, self._tensor(real))
+            result = self._result(states, targets, batch.users[real], negatives, rng, places)
         else:
-            states = states.flatten(0, 1) if real.all() else states[self._tensor(real)]
+            states = states.flatten(0, 1)
+            states = states if len(targets) == real.size else states[places]
             users = batch.users[real]
             result = self._result(states, targets, users, self._negatives(users, rng), rng)
         if self.extras.distill:
-            result = self.extras.distill(result, encoded, histories, windows, self._tensor(real), self._tensor(targets))
+            result = self.extras.distill(result, encoded, histories, windows, places, targets)
         if self.second is not None:
             assert batch.places is not None
             rows = self.model.scoring_table.lookup(self._tensor(targets))
-            own = self.second.loss(encoded[self._tensor(real)], rows, batch.places[real] + 1)
+            own = self.second.loss(encoded.flatten(0, 1)[places], rows, batch.places[real] + 1)
             result = replace(result, second=own)
         return result, len(targets)
 
@@ -307,15 +311,15 @@ class Trainer:
         users: Ints,
         negatives: Ints,
         rng: np.random.Generator,
-        real: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> losses.Result:
         expected = self.sampler.log_expected(negatives)
         log_expected = None if expected is None else self._tensor(expected)
         targeted = self._tensor(targets), self._tensor(negatives)
-        return self.objective(objective.Positions(states, *targeted, users, real, log_expected), rng)
+        return self.objective(objective.Positions(states, *targeted, users, places, log_expected), rng)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return send(array, self.device)
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float, float]:
@@ -327,10 +331,10 @@ class Trainer:
         states = torch.empty(0)
         for rows, histories in evaluation.blocks(self.store, self.held, self.model.params.max_len, 512, self.asked):
             # A part at a time, whose tensors are no larger than those of training.
-            parts = histories.to(self.device).split(evaluation.USERS // 2)
+            parts = on(histories, self.device).split(evaluation.USERS // 2)
             state = torch.cat([self.model.encode(part, last=True)[:, 0] for part in parts])
             states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
-            states[rows] = state
+            states[self._tensor(rows)] = state
             users = self.held.users[rows]
             result = self._result(state, targets[rows], users, self._negatives(users, rng), rng)
             total += torch.stack([result.loss, result.accuracy]) * len(rows)
@@ -343,7 +347,7 @@ class Trainer:
         table = self.model.scoring_table.all()
 
         def looked_up(histories: Histories, users: Ints) -> Tensor:
-            return states[np.searchsorted(self.held.users, users)]
+            return states[self._tensor(np.searchsorted(self.held.users, users))]
 
         scorer = evaluation.Factored(looked_up, table)
         max_len = self.model.params.max_len
@@ -354,14 +358,15 @@ class Trainer:
         score may run in another order than in `evaluation.rank`, so that a rank may differ from its own where two scores
         agree to the last digits."""
         table = self.model.scoring_table.all()
-        ranks = np.zeros(len(targets), np.float32)
+        ranks, undefined = [], []
         for begin in range(0, len(targets), 512):
             rows = slice(begin, begin + 512)
             candidates = self._tensor(np.column_stack([self.held.negatives[rows], targets[rows]]))  # (batch, n + 1)
             scores = (table[candidates] @ states[rows, :, None]).squeeze(2)
-            evaluation.refuse_nan(scores)
-            ranks[rows] = evaluation.candidate_rank(scores[:, :-1], candidates[:, :-1], scores[:, -1]).cpu().numpy()
-        return ranks
+            undefined.append(scores.isnan().any())
+            ranks.append(evaluation.candidate_rank(scores[:, :-1], candidates[:, :-1], scores[:, -1]))
+        evaluation.refuse_nan(undefined)
+        return torch.cat(ranks).cpu().numpy() if ranks else np.zeros(0, np.float32)
 
     def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}

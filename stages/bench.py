@@ -9,6 +9,9 @@ Everything takes turns; what is reported are medians and quartiles, and of ratio
 given twice: of the processor, which other processes on the same core do not lengthen by waiting, and on the wall. The rows of
 what was measured are replaced in metrics/reference/speed.csv, and the figure beside it is drawn anew; `python -m
 sasrec.report.readme` then renews the tables of the documents. The plain implementation is sasrec/bench/plain.py.
+
+With `device: cuda` in params.yaml steps, epochs, evaluation and quantization are timed on the GPU, without the plain code,
+which is for the CPU. Those times are printed; the table is of processors alone.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +45,8 @@ from stages.common import read_study
 
 TABLE = Path("metrics/reference/speed.csv")
 WHAT = ("step", "epoch", "evaluate", "quantize", "prepare", "memory")
+# What a GPU has no part in.
+OF_THE_PROCESSOR = ("prepare", "memory")
 # Rounds of what is short, for one of the others.
 SHORT = 3
 Row = dict[str, str]
@@ -94,7 +99,8 @@ class Bench:
         return dataclasses.replace(self.setting.train, batch_size=self.size, min_batches=1)
 
     def timed(self, what: str, of: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Iterator[Row]:
-        found = in_turns(of, rounds, warm_up=warm_up, log=lambda line: self.log(f"{what}, {line}"))
+        wait = torch.cuda.synchronize if self.setting.device == "cuda" else lambda: None
+        found = in_turns(of, rounds, warm_up=warm_up, log=lambda line: self.log(f"{what}, {line}"), wait=wait)
         for measure in ("wall", "cpu"):
             yield from self.of_measure(what, measure, "s", {name: getattr(own, measure) for name, own in found.items()})
 
@@ -210,6 +216,7 @@ def arguments() -> argparse.Namespace:
 
 def bench_of(study: Study, name: str, options: argparse.Namespace, log: Log) -> Bench:
     setting = default(study) if name == "default" else settings.NAMED[name]
+    setting = dataclasses.replace(setting, device="cuda" if study.device == "cuda" else "cpu")
     refuse(setting.model, setting.train)
     if setting.random_items is None:
         store = load(study, options.prepared)
@@ -225,6 +232,14 @@ def keep(found: Sequence[Row]) -> None:
     rows = {key(row): row for row in read(TABLE)} if TABLE.exists() else {}
     rows |= {key(row): row for row in found}
     write_text(TABLE, as_csv(list(rows.values()), COLUMNS))
+
+
+def print_medians(found: Iterable[Row], device: str, log: Log) -> None:
+    """Of times on the wall on a GPU."""
+    for row in found:
+        if row["measure"] == "wall":
+            spread = " to ".join(seconds_text(float(row[name])) for name in ("q1", "q3"))
+            log(f"{device}, {row['what']}, {row['variant']}: median {seconds_text(float(row['median']))}, quartiles {spread}")
 
 
 def main() -> None:
@@ -246,13 +261,18 @@ def main() -> None:
                     raise unknown(kind, name, known, "the command line")
         if options.rounds < 3 or options.threads < 1:
             raise UserError("--rounds starts at 3, and --threads at 1")
-        set_up(options.threads, "cpu")
+        on_gpu = set_up(options.threads, "cuda" if study.device == "cuda" else "cpu").type == "cuda"
         benches = [bench_of(study, name, options, log) for name in options.setting]  # before anything is measured
         for bench in benches:
             log(f"{bench.setting.name}: {bench.facts()['data']}, {bench.store.items_count:,} items; {bench.setting.shape}")
             wanted = [what for what in WHAT if what in options.what and (bench.setting.random_items is None or what == "step")]
             for what in wanted:
-                keep(list(bench.rows(what)))
+                if not on_gpu:
+                    keep(list(bench.rows(what)))
+                elif what not in OF_THE_PROCESSOR:
+                    print_medians(bench.rows(what), torch.cuda.get_device_name(), log)
+        if on_gpu:
+            return
         write_figure(TABLE.with_suffix(".png"), draw, read(TABLE))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -208,7 +208,7 @@ def test_every_loss_reaches_every_weight_of_the_model(loss: str, tied: bool) -> 
     model = SASRec(ModelParams(max_len=6, hidden=8, dropout=0.0, tied=tied), 20)
     params = TrainParams(loss=loss, negatives=3)  # type: ignore[arg-type]
     histories = torch.randint(1, 21, (5, 6))
-    states, targets, real = model.encode(histories), torch.randint(1, 21, (30,)), torch.ones(5, 6, dtype=torch.bool)
+    states, targets, places = model.encode(histories), torch.randint(1, 21, (30,)), torch.arange(30)
     shape = {"batch": (3,), "sequence": (5, 3)}.get(losses.needs_negatives(params), (30, 3))
     if len(shape) == 1 or shape[0] == 30:
         states = states.flatten(0, 1)
@@ -220,7 +220,7 @@ def test_every_loss_reaches_every_weight_of_the_model(loss: str, tied: bool) -> 
         states,
         targets,
         torch.randint(1, 21, shape),
-        real if states.dim() == 3 else None,
+        places if states.dim() == 3 else None,
     )
     result.loss.backward()
     # A bias of the keys shifts all scores of a query alike, which no softmax sees.
@@ -237,7 +237,9 @@ def test_negatives_of_a_sequence_are_those_of_each_of_its_positions() -> None:
     states, negatives = torch.randn(2, 4, 8), torch.randint(1, 10, (2, 6))
     real = torch.tensor([[False, True, True, True], [True, True, True, True]])
     targets = torch.randint(11, 21, (7,))
-    one = losses.compute(shared, 20, model.score, model.scoring_table.all, states, targets, negatives, real)
+    one = losses.compute(
+        shared, 20, model.score, model.scoring_table.all, states, targets, negatives, real.flatten().nonzero()[:, 0]
+    )
     rows = negatives.repeat_interleave(torch.tensor([3, 4]), 0)
     other = losses.compute(each, 20, model.score, model.scoring_table.all, states[real], targets, rows)
     torch.testing.assert_close(one.loss, other.loss)

@@ -43,17 +43,21 @@ def in_turns(
     *,
     warm_up: int = 1,
     log: Callable[[str], None] = lambda line: None,
+    wait: Callable[[], object] = lambda: None,
     wall: Clock = time.perf_counter,
     cpu: Clock = time.process_time,
 ) -> dict[str, Timed]:
     """Each work once a round, for `warm_up` rounds that do not count and `rounds` that do. Every other round goes backwards,
-    so that none always follows the same one. A work that returns a number of units (steps) is given per unit."""
+    so that none always follows the same one. A work that returns a number of units (steps) is given per unit. wait: called
+    before a clock is read, for what a GPU still has to do."""
     timed = {name: Timed() for name in works}
     for number in range(-warm_up, rounds):
         names = list(works) if number % 2 == 0 else list(works)[::-1]
         for name in names:
+            wait()
             wall_began, cpu_began = wall(), cpu()
             units = works[name]()
+            wait()
             seconds = wall() - wall_began, cpu() - cpu_began
             if number >= 0:
                 per = units if isinstance(units, int) and not isinstance(units, bool) else 1

@@ -27,12 +27,14 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """random_items: the size of a catalogue that is made up, for steps alone; None: the prepared data."""
+    """random_items: the size of a catalogue that is made up, for steps alone; None: the prepared data. device: cpu or cuda,
+    where this project's own code runs; the plain code is for the CPU alone."""
 
     name: str
     model: ModelParams
     train: TrainParams
     random_items: int | None = None
+    device: str = "cpu"
 
     @property
     def shape(self) -> str:

@@ -19,7 +19,6 @@ from sasrec.quant.attach import attach, calibrate, load_method, own_training
 from sasrec.quant.calibration import calibration
 from sasrec.training import Extras, Trainer
 
-CPU = torch.device("cpu")
 Works = dict[str, Callable[[], object]]
 
 
@@ -58,18 +57,20 @@ def trainer(
 ) -> Trainer:
     """Of `model`, or of a new one, in batches of `size` windows."""
     torch.manual_seed(0)
-    model = model or SASRec(setting.model, store.items_count)
+    device = torch.device(setting.device)
+    model = model or SASRec(setting.model, store.items_count).to(device)
     params = replace(setting.train, batch_size=size, min_batches=1, precision=precision)
-    return Trainer(model, store, params, 0, device=CPU, extras=extras)
+    return Trainer(model, store, params, 0, device=device, extras=extras)
 
 
 def quantized(store: Sequences, setting: Setting, size: int, methods: Methods, name: str) -> Trainer:
     """Of a model with the quantizers of a method in place, calibrated."""
     module, options = load_method(name, methods.options.get(name))
     torch.manual_seed(0)
-    model = SASRec(setting.model, store.items_count)
+    device = torch.device(setting.device)
+    model = SASRec(setting.model, store.items_count).to(device)
     attach(model, methods.quant, module, options)
-    calibrate(model, calibration(store, model, size, 1, 0, CPU))
+    calibrate(model, calibration(store, model, size, 1, 0, device))
     return trainer(store, setting, size, "float32", own_training(model, options, 0), model)
 
 
@@ -87,7 +88,8 @@ class Epochs:
 def training(store: Sequences, setting: Setting, size: int, methods: Methods) -> Works:
     """An epoch of each over all of `store`. The methods and their measure, full precision, in float32; beside it, in bfloat16
     products where the setting trains so."""
-    works: Works = {PLAIN: plain_training(store, setting, size).epoch, FULL: Epochs(trainer(store, setting, size, "float32"))}
+    works: Works = {PLAIN: plain_training(store, setting, size).epoch} if setting.device == "cpu" else {}
+    works[FULL] = Epochs(trainer(store, setting, size, "float32"))
     if setting.train.precision == "bfloat16":
         works[BFLOAT16] = Epochs(trainer(store, setting, size, "bfloat16"))
     for name in methods.of(trains=True):
@@ -113,12 +115,15 @@ def evaluations(store: Sequences, setting: Setting) -> dict[str, Works]:
     """Ranking all test users: `full`, among all items; `sampled`, among a hundred; `both`. The plain code ranks under one
     protocol at a time; here the scores of all items are there anyway, so that there is no `sampled` alone."""
     torch.manual_seed(0)
-    plain, data = PlainSASRec(setting.model, store.items_count), plain_data(store)
-    model = SASRec(setting.model, store.items_count)
+    device = torch.device(setting.device)
+    model = SASRec(setting.model, store.items_count).to(device)
 
     def own(only: Any) -> Callable[[], object]:
-        return lambda: rank(model_scorer(model), store, "test", setting.model.max_len, only=only)
+        return lambda: rank(model_scorer(model), store, "test", setting.model.max_len, only=only, device=device)
 
+    if setting.device != "cpu":
+        return {"evaluate both": {FULL: own(None)}, "evaluate full": {FULL: own("full")}}
+    plain, data = PlainSASRec(setting.model, store.items_count), plain_data(store)
     return {
         "evaluate both": {PLAIN: lambda: (full_ranks(plain, data), sampled_ranks(plain, data)), FULL: own(None)},
         "evaluate full": {PLAIN: lambda: full_ranks(plain, data), FULL: own("full")},
@@ -127,9 +132,10 @@ def evaluations(store: Sequences, setting: Setting) -> dict[str, Works]:
 
 def post_training(store: Sequences, setting: Setting, size: int, methods: Methods) -> Works:
     """From a trained model to a quantized one, of the methods that do not train: scales, and what they reconstruct."""
-    histories = calibration(store, SASRec(setting.model, store.items_count), size, methods.quant.calibration_batches, 0, CPU)
+    device = torch.device(setting.device)
     torch.manual_seed(0)
-    trained = SASRec(setting.model, store.items_count)
+    trained = SASRec(setting.model, store.items_count).to(device)
+    histories = calibration(store, trained, size, methods.quant.calibration_batches, 0, device)
 
     def work(name: str) -> None:
         module, options = load_method(name, methods.options.get(name))

@@ -25,6 +25,7 @@ from sasrec.models.intents import item_intents
 from sasrec.models.sasrec import SASRec
 from sasrec.models.scoring import Part, scores
 from sasrec.models.taps import Table, Tap
+from sasrec.models.transfer import real_tokens
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ class CAFE(nn.Module):
         histories = ids(histories)
         coarse = self.coarse.encode(self.intents[histories].long(), last, windows)
         fine = self.fine.encode(histories, last, windows)
-        real = histories[:, -1:] != 0 if last else histories != 0
-        return self.final_tap(torch.cat([fine + coarse, coarse], -1), mask=None if bool(real.all()) else real)
+        return self.final_tap(
+            torch.cat([fine + coarse, coarse], -1), mask=real_tokens(histories[:, -1:] if last else histories)
+        )
 
     def score(self, states: Tensor, items: Tensor | None = None) -> Tensor:
         """As `SASRec.score`."""

@@ -25,6 +25,8 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Inverted dropout (Srivastava et al., JMLR 2014)."""
     if not training or rate == 0:
         return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
     return x * dropout_mask(x, rate)
 
 

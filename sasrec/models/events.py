@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sasrec.models.transfer import moved
+
 NAMES = ("ratings", "times")
 
 # By stats["time_unit"] of the prepared data.
@@ -31,7 +33,7 @@ class Events:
         return Events(*(None if part is None else change(part) for part in (self.items, self.ratings, self.times)))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Events":
-        return self.each(lambda part: part.to(device))
+        return self.each(lambda part: moved(part, device))
 
     def __getitem__(self, rows: Any) -> "Events":
         return self.each(lambda part: part[rows])
@@ -44,6 +46,11 @@ class Events:
 
 
 Histories = Tensor | Events
+
+
+def on(histories: Histories, device: torch.device | str) -> Histories:
+    """The histories on `device`."""
+    return histories.to(device) if isinstance(histories, Events) else moved(histories, device)
 
 
 def ids(histories: Histories) -> Tensor:

@@ -17,6 +17,7 @@ from sasrec.models.facts import Facts
 from sasrec.models.scoring import Part, scores
 from sasrec.models.side import SideEmbeddings, TimeBias, blank, event_inputs, time_gaps
 from sasrec.models.taps import Linear, Table, Tap
+from sasrec.models.transfer import real_tokens
 
 
 class FeedForward(Dropping):
@@ -142,8 +143,7 @@ class SASRec(Dropping):
             events = blank(events, windows)
         histories = events.items
         length = histories.shape[1]
-        real = histories != 0
-        mask = None if bool(real.all()) else real
+        mask = real_tokens(histories)
         x, scale = self.item_table.lookup(histories), self.params.hidden**0.5  # (batch, length, hidden)
         if self.position_table is None:
             x = x * scale

@@ -55,7 +55,9 @@ def recency(times: Tensor, windows: Tensor | None) -> Tensor:
 def blank(events: Events, windows: Tensor | None) -> Events:
     """The events with ratings and times unknown in a share BLANK of the windows, drawn anew at each call."""
     number = torch.zeros_like(events.items) if windows is None else windows
-    drawn = torch.rand(len(number), int(number.max()) + 1, device=number.device) < BLANK
+    # A draw for each number. A GPU is not asked for the largest: there are no more windows than places.
+    most = int(number.max()) if number.device.type == "cpu" else number.shape[1]
+    drawn = torch.rand(len(number), most + 1, device=number.device) < BLANK
     hidden = drawn.gather(1, number)
     return Events(
         events.items,

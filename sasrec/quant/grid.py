@@ -25,7 +25,7 @@ def nearest(v: Tensor, table: Tensor, low: int) -> Tensor:
     A look-up by floor(2 (v - low)), thirty times faster than a binary search (`torch.bucketize`). table: `nearest_table`,
     or anything indexed by it. low: the lowest level.
     """
-    halves = torch.add(v.new_tensor(-2.0 * low), v, alpha=2).clamp_(0, len(table) - 1)
+    halves = torch.add(v.new_full((), -2.0 * low), v, alpha=2).clamp_(0, len(table) - 1)
     return table.index_select(0, halves.int().flatten()).view(v.shape)
 
 

@@ -61,19 +61,23 @@ class LearnedOffset(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, v: Tensor, step: Tensor, beta: Tensor, zero: int, low: int, high: int, gradient_scale: float
+        ctx: Any, v: Tensor, step: Tensor, beta: Tensor, zero: int | Tensor, low: int, high: int, gradient_scale: float
     ) -> Tensor:
         scaled = v / step
-        quantized = scaled.round().clamp_(low + zero, high + zero).mul_(step)
+        ends: Any = low + zero, high + zero
+        quantized = scaled.round().clamp_(*ends).mul_(step)
         ctx.save_for_backward(scaled, quantized, step)
-        ctx.low, ctx.high, ctx.zero, ctx.gradient_scale = low + zero, high + zero, zero, gradient_scale
+        (ctx.low, ctx.high), ctx.zero, ctx.gradient_scale = ends, zero, gradient_scale
         return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         scaled, quantized, step = ctx.saved_tensors
-        to_v = inside(gradient, scaled, ctx.low, ctx.high)
+        if isinstance(ctx.zero, Tensor):
+            to_v = torch.where((scaled > ctx.low) & (scaled < ctx.high), gradient, 0)
+        else:
+            to_v = inside(gradient, scaled, ctx.low, ctx.high)
         # d/dbeta: 0 inside, 1 at the ends of the grid and beyond.
         to_beta = (gradient - to_v).sum()
         # d/ds: round((v - beta)/s) - (v - beta)/s inside, where beta drops out; -Qn or Qp at the ends and beyond, which
@@ -155,8 +159,11 @@ class LSQ(Quantizer):
         """The offset in whole steps, within the grid, so that 0 is one of its levels."""
         if self.offset is None or self.unit is None:
             return 0
-        steps = float(self.offset.detach() * self.unit / self.log_step.detach().exp())
-        return max(-self.high, min(-self.low, round(steps)))
+        return int(self._zero_tensor(self.offset, self.unit))
+
+    def _zero_tensor(self, offset: Tensor, unit: Tensor) -> Tensor:
+        """`_zero_point`, (), where it is not worth waiting for a GPU to know it."""
+        return (offset.detach() * unit / self.log_step.detach().exp()).round().clamp(-self.high, -self.low)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         step = self.of_rows(self.log_step.exp(), rows)
@@ -164,7 +171,8 @@ class LSQ(Quantizer):
             values = self.dithered(x.float(), step)
             quantized = LearnedStep.apply(values, step, self.low, self.high, self.gradient_scale)
         else:
-            beta, zero = self.offset * self.unit, self._zero_point()
+            beta = self.offset * self.unit
+            zero = self._zero_point() if x.device.type == "cpu" else self._zero_tensor(self.offset, self.unit)
             quantized = LearnedOffset.apply(x.float(), step, beta, zero, self.low, self.high, self.gradient_scale)
         return quantized.to(x.dtype)
 

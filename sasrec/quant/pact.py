@@ -118,8 +118,10 @@ class SawbWeight(Quantizer):
         x = by_row(values, self.per_row)
         rms = x.square().mean(1, keepdim=True).sqrt()
         c1, c2 = SAWB[self.bits]
-        share = (x.abs().mean(1, keepdim=True) / rms)[rms > 0]
-        self.shape.copy_(c1 - c2 * share.mean() if len(share) else torch.ones(()))
+        # Of the rows that are not all 0; not picked, which a GPU would have to be waited for.
+        some = rms > 0
+        share = torch.where(some, x.abs().mean(1, keepdim=True) / rms, 0).sum() / some.sum().clamp_min(1)
+        self.shape.copy_(torch.where(some.any(), c1 - c2 * share, 1.0))
         if self.rms is not None and self.largest is not None:
             self.rms.copy_(rms.squeeze())
             self.largest.copy_(x.abs().max())
