@@ -27,7 +27,7 @@ from sasrec.models.cafe import CAFE
 from sasrec.models.events import Events
 from sasrec.models.facts import Facts
 from sasrec.models.sasrec import SASRec
-from sasrec.models.transfer import moved, send
+from sasrec.models.transfer import send
 from sasrec.process import set_up
 from sasrec.quant.attach import attach, calibrate, load_method, own_training
 from sasrec.quant.calibration import calibration
@@ -223,9 +223,8 @@ def test_ranking_and_validation_wait_when_all_is_ranked(monkeypatch: pytest.Monk
     monkeypatch.setattr(evaluation, "refuse_nan", reached)
     for select_on in ("full", "sampled"):
         trainer = Trainer(of_model(store), store, TrainParams(**TRAIN, select_on=select_on), 0, device=CPU)
-        with away(trainer, monkeypatch) as noted:
-            with pytest.raises(Reached):
-                trainer.validate()
+        with away(trainer, monkeypatch) as noted, pytest.raises(Reached):
+            trainer.validate()
         assert noted == ["mean"]
     blocks = len(list(evaluation.blocks(store, store.held("test"), 8, 4)))
     with away(trainer, monkeypatch), pytest.raises(Reached, match=f"^{blocks}$"):
