@@ -38,7 +38,7 @@ from tests.conftest import SmallStore
 
 CPU, AWAY = torch.device("cpu"), torch.device("lazy")
 SMALL: dict[str, Any] = {"max_len": 8, "hidden": 8, "blocks": 1, "dropout": 0.2}
-TRAIN: dict[str, Any] = {"batch_size": 16, "min_batches": 1, "negatives": 4, "epochs": 2, "clip_norm": 1.0}
+TRAIN: dict[str, Any] = {"batch_size": 12, "min_batches": 1, "negatives": 4, "epochs": 2, "clip_norm": 1.0}
 ITEMS = 20
 
 
@@ -161,6 +161,7 @@ def test_an_epoch_waits_at_its_end_alone(loss: Any, batching: Any, monkeypatch: 
         ({"side": ("rating", "category", "recency"), "time_bias": True}, {"rating_weight": 0.5}),
         ({"side": ("rating", "recency")}, {"batching": "bucketed"}),
         ({}, {"loss": "sampled_softmax", "negative_sampling": "popularity"}),
+        ({}, {"loss": "bpr"}),
         ({"kind": "cafe", "heads": 2, "local_heads": 1}, {}),
         ({"kind": "cafe", "heads": 2, "local_heads": 1}, {"loss": "gbce", "item_loss": "items", "batching": "shuffled"}),
     ],
