@@ -24,10 +24,10 @@ from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.data.batches import epoch_batches
 from sasrec.distillation import Distillation
 from sasrec.models.cafe import CAFE
-from sasrec.models.events import Events
+from sasrec.models.events import Events, ids
 from sasrec.models.facts import Facts
 from sasrec.models.sasrec import SASRec
-from sasrec.models.transfer import moved, send
+from sasrec.models.transfer import send
 from sasrec.process import set_up
 from sasrec.quant.attach import attach, calibrate, load_method, own_training
 from sasrec.quant.calibration import calibration
@@ -225,7 +225,7 @@ def test_ranking_and_validation_wait_when_all_is_ranked(monkeypatch: pytest.Monk
     for select_on in ("full", "sampled"):
         trainer = Trainer(of_model(store), store, TrainParams(**TRAIN, select_on=select_on), 0, device=CPU)
         with away(trainer, monkeypatch) as noted:
-            trainer.validation_batches = [(rows, moved(histories, AWAY)) for rows, histories in trainer.validation_batches]
+            trainer.validation_batches = [(rows, send(ids(of).numpy(), AWAY)) for rows, of in trainer.validation_batches]
             with pytest.raises(Reached):
                 trainer.validate()
         assert noted == ["mean"]
