@@ -358,7 +358,8 @@ class Trainer:
         score may run in another order than in `evaluation.rank`, so that a rank may differ from its own where two scores
         agree to the last digits."""
         table = self.model.scoring_table.all()
-        ranks, undefined = [], []
+        ranks: list[Tensor] = []
+        undefined: list[Tensor] = []
         for begin in range(0, len(targets), 512):
             rows = slice(begin, begin + 512)
             candidates = self._tensor(np.column_stack([self.held.negatives[rows], targets[rows]]))  # (batch, n + 1)

@@ -99,7 +99,7 @@ class Bench:
         return dataclasses.replace(self.setting.train, batch_size=self.size, min_batches=1)
 
     def timed(self, what: str, of: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Iterator[Row]:
-        wait = torch.cuda.synchronize if self.setting.device == "cuda" else lambda: None
+        wait: Callable[[], object] = torch.cuda.synchronize if self.setting.device == "cuda" else lambda: None
         found = in_turns(of, rounds, warm_up=warm_up, log=lambda line: self.log(f"{what}, {line}"), wait=wait)
         for measure in ("wall", "cpu"):
             yield from self.of_measure(what, measure, "s", {name: getattr(own, measure) for name, own in found.items()})
