@@ -29,7 +29,7 @@ PROTOCOLS = ("full", "sampled")
 VALUES = ("valid_ndcg@10", "coverage@10", "bits", "bytes", "embedding_bytes", "weight_bytes")
 # Of section quant: what the control depends on, too; of each such recipe there is one control.
 OF_CONTROL = ("model", "epochs", "lr", "dropout", "distill")
-LINES = ("all", "paper")
+LINES = ("all", "activations8", "paper")
 METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sasrec.report.tables import percent_text, size_text
 
 MINUS = "−"
-LINES = {"all": "every tensor", "paper": "tables at 8 bits"}
+LINES = {"all": "every tensor", "activations8": "activations at 8 bits", "paper": "tables at 8 bits"}
 METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround")
 
 

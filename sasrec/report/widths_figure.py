@@ -10,7 +10,7 @@ from sasrec.report.layout import spread
 from sasrec.report.tables import size_text
 from sasrec.report.widths import LINES, Point, Whole, Widths
 
-WIDTH, HEIGHT = 7.2, 4.3  # inches: half a page
+WIDTH, HEIGHT = 7.2, 4.3  # inches: half a page; as much again for a third line
 INK = "#222222"
 # Okabe and Ito's colours, which the colour-blind can tell apart, and a marker each: nothing is told by colour alone.
 LOOKS = {
@@ -18,22 +18,29 @@ LOOKS = {
     "dorefa": ("#0072B2", "v"), "apot": ("#CC79A7", "P"), "adaround": ("#3A9BD5", "s"),
 }  # fmt: skip
 OTHER = ("#8B6D3F", "h")
-DASHES = {"all": "-", "paper": (0, (4, 2))}
-TITLES = {"all": "All tensors at b bits", "paper": "Encoder at b bits, tables 8"}
+DASHES = {"all": "-", "activations8": (0, (6, 1.5)), "paper": (0, (4, 2))}
+TITLES = {
+    "all": "All tensors at b bits", "activations8": "Weights and tables at b bits, activations 8",
+    "paper": "Encoder at b bits, tables 8",
+}  # fmt: skip
 
 
 def quality_against_bytes(widths: Widths) -> Figure:
     """A panel for each line that was measured: NDCG@10 on test against the bytes of the exported model."""
     lines = [line for line in LINES if widths.line(line)]
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    places = [lines] if len(lines) < 3 else [[lines[0]] * 2, lines[1:]]
+    figure = Figure(figsize=(WIDTH, HEIGHT * len(places)), layout="constrained")
     if not lines:
         figure.text(0.5, 0.5, "No quantized model was measured.", ha="center")
         return figure
-    ratios = [1.75, 1][: len(lines)]
-    inches = [0.88 * WIDTH * ratio / sum(ratios) for ratio in ratios]
-    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    ratios = [1.75, 1][: len(places[-1])]
+    # Of a panel: the columns that it takes of its row.
+    shares = {line: sum(ratios[i] for i, own in enumerate(row) if own == line) for row in places for line in row}
+    found = figure.subplot_mosaic(places, sharey=True, width_ratios=ratios)  # type: ignore[arg-type]
+    panels = [found[line] for line in lines]
     _limits(panels[0], widths, lines)
-    for axes, line, width in zip(panels, lines, inches, strict=True):
+    for axes, line in zip(panels, lines, strict=True):
+        width = 0.88 * WIDTH * shares[line] / sum(ratios)
         with_models = axes is panels[0]
         _extent(axes, widths, line, with_models, width)
         if widths.controls:
@@ -41,7 +48,8 @@ def quality_against_bytes(widths: Widths) -> Figure:
         _models(axes, widths)
         _methods(axes, widths, line)
         axes.set_title(TITLES[line], pad=18, fontsize=10.5)
-    panels[0].set_ylabel("NDCG@10 on test, all items ranked")
+    for row in places:
+        found[row[0]].set_ylabel("NDCG@10 on test, all items ranked")
     figure.supxlabel("size of the exported model, logarithmic", fontsize=10.5)
     for axes, line in zip(panels, lines, strict=True):
         _widths_on_top(axes, widths.line(line))
