@@ -103,7 +103,8 @@ class Table(nn.Module):
         return self.weight_tap(F.embedding(ids, self.weight, padding, sparse=self.sparse), ids)
 
     def all(self) -> Tensor:
-        if not (self._keeps and torch.is_grad_enabled()):
+        # Without a quantizer it is the weight itself, which is not to become a parameter for a second time.
+        if self.weight_tap.quantizer is None or not (self._keeps and torch.is_grad_enabled()):
             return self.weight_tap(self.weight)
         if self._kept is None:
             self._kept = self.weight_tap(self.weight)
