@@ -16,7 +16,9 @@ from tests.conftest import ROOT
 PIPELINE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 # What a person runs besides the stages: a module has to be reached from a stage or from one of these.
-COMMANDS = [f"stages/{name}.py" for name in ("tune", "reference", "check", "shapes", "bench", "scale", "catalogues", "ablation")]
+COMMANDS = [
+    f"stages/{name}.py" for name in ("tune", "reference", "check", "shapes", "bench", "scale", "catalogues", "ablation")
+]
 COMMANDS += [f"sasrec/report/{name}.py" for name in ("show", "readme")] + ["sasrec/__main__.py", "sasrec/bench/alone.py"]
 
 

@@ -145,9 +145,10 @@ def _widths_on_top(axes: Axes, points: list[Point]) -> None:
         sizes.setdefault(point.bits, []).append(point.size)
     for i, (bits, own) in enumerate(sorted(sizes.items())):
         at = float(np.median(own))
+        last = i == len(sizes) - 1  # its number, not its middle, stands over the line, or it would cover one close by
         axes.annotate(
-            f"{bits} bits" if i == len(sizes) - 1 else str(bits), (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 4),
-            textcoords="offset points", ha="center", fontsize=9, color="#444444",
+            f"{bits} bits" if last else str(bits), (at, 1), xycoords=("data", "axes fraction"), xytext=(-3 * last, 4),
+            textcoords="offset points", ha="left" if last else "center", fontsize=9, color="#444444",
         )  # fmt: skip
         axes.axvline(at, color="#E6E6E6", linewidth=0.7, zorder=0)
     axes.grid(axis="x", visible=False)
