@@ -22,6 +22,7 @@ from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.reference import kind_of
 from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Variant, compare, from_control, reference
+from sasrec.report.widths import LINES, METHODS
 
 # Ranks among popular candidates are left out: the grid has hundreds of runs, and no figure of it is made of them.
 PROTOCOLS = ("full", "sampled")
@@ -29,8 +30,6 @@ PROTOCOLS = ("full", "sampled")
 VALUES = ("valid_ndcg@10", "coverage@10", "bits", "bytes", "embedding_bytes", "weight_bytes")
 # Of section quant: what the control depends on, too; of each such recipe there is one control.
 OF_CONTROL = ("model", "epochs", "lr", "dropout", "distill")
-LINES = ("all", "activations8", "paper")
-METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround")
 
 
 @dataclass(frozen=True)
@@ -207,13 +206,15 @@ def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) ->
 def in_order(facts: Mapping[str, Facts]) -> list[str]:
     """Baselines, full-precision models, the control, and the methods: by line, from the widest width down."""
 
+    lines = list(LINES)
+
     def place(name: str) -> tuple[Any, ...]:
         own = facts[name]
         if own.kind == "baseline":
             return (0, BASELINES.index(name))
         if own.kind != "method":
             return (1 + (own.kind == "control"), own.reference is not None, name)
-        line = LINES.index(own.line) if own.line in LINES else len(LINES)
+        line = lines.index(own.line) if own.line in lines else len(lines)
         method = METHODS.index(own.method) if own.method in METHODS else len(METHODS)
         return (3, line, own.line, -(own.bits or 0), method, own.method)
 

@@ -20,6 +20,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from sasrec.config import QuantParams, within
+from sasrec.data.sequences import training_part
 from sasrec.errors import UserError
 from sasrec.models.taps import Place
 from sasrec.quant import attach
@@ -257,11 +258,9 @@ def svd_numbers(store: Any, splits: int, centroids: int, seed: int) -> Tensor:
 
     Raises UserError where the data has fewer users or items than components.
     """
-    lengths = np.diff(store.offsets)
-    users = np.repeat(np.arange(len(lengths)), lengths)
-    trained = np.arange(len(store.items)) < np.repeat(store.train_ends, lengths)
-    places = users[trained], np.asarray(store.items)[trained] - 1
-    shape = len(lengths), int(store.items_count)
+    users = np.repeat(np.arange(len(store.train_ends)), store.train_ends - np.asarray(store.offsets)[:-1])
+    places = users, np.asarray(store.items)[training_part(store.offsets, store.train_ends)] - 1
+    shape = len(store.train_ends), int(store.items_count)
     if splits > min(shape):
         raise UserError(
             f"params.yaml: methods.pq.splits: an SVD of {shape[0]} users and {shape[1]} items has fewer than {splits} "
