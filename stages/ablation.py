@@ -11,9 +11,8 @@ anew are replaced. What was measured is kept in data/ablation, so that a killed 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ import yaml
 
 from sasrec import metrics
 from sasrec.checkpoint import fingerprint, load_model
-from sasrec.config import Study, from_mapping
+from sasrec.config import QuantParams, Study, from_mapping
 from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.evaluation import model_scorer, rank
@@ -33,7 +32,7 @@ from sasrec.models.events import asked_by
 from sasrec.process import run_once, set_up
 from sasrec.quant.attach import load_method
 from sasrec.quant.recipe import Run, quantize
-from stages.common import PARAMS, read_study
+from stages.common import read_study
 
 TABLE = Path("metrics/reference/ablation.csv")
 KEPT = Path("data/ablation")
@@ -50,19 +49,18 @@ CHOICES = (
 )  # fmt: skip
 
 
-def changed(mapping: Mapping[str, Any], choice: str, method: str) -> dict[str, Any]:
-    """The content of params.yaml with one KEY=VALUE. Raises UserError where that is not one, or of another section."""
-    key, equals, value = choice.partition("=")
-    path = key.split(".")
-    if not equals or not (path[0] == "quant" and len(path) == 2 or path[:2] == ["methods", method] and len(path) == 3):
-        raise UserError(f"'{choice}' is not a change of the recipe; write quant.KEY=VALUE or methods.{method}.KEY=VALUE")
-    copy: dict[str, Any] = {**mapping, path[0]: {**(mapping.get(path[0]) or {})}}
-    section = copy[path[0]]
-    if len(path) == 3:
-        section[method] = {**(section.get(method) or {})}
-        section = section[method]
-    section[path[-1]] = yaml.safe_load(value)
-    return copy
+def changed(study: Study, choice: str, method: str) -> Study:
+    """The study with one KEY=VALUE. Raises UserError where that is not one, or of another section."""
+    key, equals, text = choice.partition("=")
+    match key.split("."):
+        case ["quant", name] if equals:
+            return dataclasses.replace(
+                study, quant=from_mapping(QuantParams, {name: yaml.safe_load(text)}, "quant", study.quant)
+            )
+        case ["methods", of, name] if equals and of == method:
+            own = {**(study.methods.get(method) or {}), name: yaml.safe_load(text)}
+            return dataclasses.replace(study, methods={**study.methods, method: own})
+    raise UserError(f"'{choice}' is not a change of the recipe; write quant.KEY=VALUE or methods.{method}.KEY=VALUE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +109,15 @@ def percents(own: Floats, other: Floats, study: Study) -> list[str]:
 
 
 def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
-    mapping = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     study = read_study()
     # All of them first: a typing error in the last would otherwise show after hours.
-    studies = {RECIPE: study} | {choice: from_mapping(Study, changed(mapping, choice, method), "") for choice in choices}
+    studies = {RECIPE: study} | {choice: changed(study, choice, method) for choice in choices}
     for each in studies.values():
         load_method(method, each.methods.get(method))
-    recipe = measure(study, method, seed)
+    recipe: Measured | None = None
     for choice, each in studies.items():
         own = measure(each, method, seed)
+        recipe = recipe or own
         plain = {key: getattr(each.quant, key) for key in OF_CONTROL}
         # Of nothing else does the control depend, so that choices which leave these alone share one.
         control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
