@@ -15,24 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 from sasrec import metrics
-from sasrec.checkpoint import fingerprint, load_model
 from sasrec.config import QuantParams, Study, from_mapping
-from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.evaluation import model_scorer, rank
-from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
+from sasrec.files import atomic_folder, read_json, write_json, write_text
 from sasrec.measurements import as_csv, read_rows
 from sasrec.merged import OF_CONTROL
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
-from sasrec.process import run_once, set_up
+from sasrec.process import run_once
 from sasrec.quant.attach import load_method
-from sasrec.quant.recipe import Run, quantize
 from stages.common import read_study
+from stages.quantize import plan
 
 TABLE = Path("metrics/reference/ablation.csv")
 KEPT = Path("data/ablation")
@@ -76,24 +73,16 @@ def measure(study: Study, method: str, seed: int) -> Measured:
     source = Path("data/models", study.quant.model, str(seed))
     if not (source / "model.safetensors").exists():
         raise UserError(f"{source} does not exist; make it first: dvc repro train@{study.quant.model}-{seed}")
-    device = set_up(study.threads, study.device)
-    options = study.methods.get(method)
-    load_method(method, options)
-    train = dataclasses.replace(study.of_model(study.quant.model)[1], precision="float32")
-    store = Sequences.load(Path("data/prepared"))
-    checkpoint = sha256(source / "model.safetensors")
-    key = fingerprint(method, options, study.quant, train, seed, study.threads, str(device), store.stats, checkpoint)
-    kept = KEPT / key
+    planned = plan(study, method, seed)
+    kept = KEPT / planned.key
     if not kept.exists():
-        model, _ = load_model(source)
-        with run_once(f"ablation-{key}") as job:
-            run = Run(store, study.quant, train, seed, device, job.resume, key, job.log)
-            outcome = quantize(run, model, method, options)
-        with torch.no_grad():
-            ranks = rank(
-                model_scorer(outcome.model), store, "test", model.params.max_len,
-                exclude_seen=study.evaluate.exclude_seen, device=device, only="full", asked=asked_by(model),
-            )  # fmt: skip
+        with run_once(f"ablation-{planned.key}") as job:
+            outcome = planned.run(job)
+        model = outcome.model
+        ranks = rank(
+            model_scorer(model), planned.store, "test", model.params.max_len,
+            exclude_seen=study.evaluate.exclude_seen, device=planned.device, only="full", asked=asked_by(model),
+        )  # fmt: skip
         with atomic_folder(kept) as folder:
             np.save(folder / "ranks.npy", ranks.full)
             write_json(folder / "measured.json", {"validation": round(outcome.ndcg, 5)})
