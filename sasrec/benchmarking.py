@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sasrec.config import BenchmarkParams, ModelParams, from_mapping
+from sasrec.config import BenchmarkParams, ModelParams
 from sasrec.deploy.artefact import sizes
 from sasrec.deploy.recommender import Recommender
 from sasrec.machine import processor_flags
+from sasrec.mapping import from_mapping
 from sasrec.models import registry
 from sasrec.models.facts import Facts, item_categories
 from sasrec.models.registry import Model

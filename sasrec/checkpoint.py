@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sasrec.config import ModelParams, from_mapping
+from sasrec.config import ModelParams
 from sasrec.errors import UserError
 from sasrec.files import atomic, read_json, sha256, write_json
+from sasrec.mapping import from_mapping
 from sasrec.models import registry
 from sasrec.models.registry import Model
 

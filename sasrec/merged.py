@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from sasrec import metrics
-from sasrec.config import EvaluateParams, QuantParams, Study, from_mapping
+from sasrec.config import EvaluateParams, QuantParams, Study
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping
 from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.reference import kind_of

@@ -18,10 +18,11 @@ import numpy as np
 import yaml
 
 from sasrec import metrics
-from sasrec.config import QuantParams, Study, from_mapping
+from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.evaluation import model_scorer, rank
 from sasrec.files import atomic_folder, read_json, write_json, write_text
+from sasrec.mapping import from_mapping
 from sasrec.measurements import as_csv, read_rows
 from sasrec.merged import OF_CONTROL
 from sasrec.metrics import Floats

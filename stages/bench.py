@@ -32,11 +32,12 @@ from sasrec.bench.plain import refuse
 from sasrec.bench.rounds import Spread, Timed, in_turns, ratio, seconds_text
 from sasrec.bench.settings import Setting
 from sasrec.bench.works import Methods
-from sasrec.config import Study, TrainParams, unknown
+from sasrec.config import Study, TrainParams
 from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.machine import processor, processor_flags
+from sasrec.mapping import unknown
 from sasrec.measurements import as_csv
 from sasrec.process import set_up
 from sasrec.report.figures import write_figure

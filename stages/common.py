@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import yaml
 
-from sasrec.config import Study, check_names, from_mapping
+from sasrec.config import Study, check_names
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping
 
 PARAMS = Path("params.yaml")
 

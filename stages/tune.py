@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sasrec.config import NO_FILE, Study, unknown
+from sasrec.config import NO_FILE, Study
 from sasrec.errors import UserError
+from sasrec.mapping import unknown
 from stages.common import run
 
 SECTIONS = ("dataset", "variants")

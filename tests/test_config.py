@@ -7,17 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sasrec.config import (
-    BenchmarkParams,
-    EvaluateParams,
-    ModelParams,
-    PrepareParams,
-    QuantParams,
-    Study,
-    TrainParams,
-    from_mapping,
-)
+from sasrec.config import BenchmarkParams, EvaluateParams, ModelParams, PrepareParams, QuantParams, Study, TrainParams
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping
 from sasrec.quant.attach import load_method
 from stages.common import Declared, read_study
 from tests.conftest import ROOT

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sasrec.config import ModelParams, QuantParams, TrainParams, from_mapping
+from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.errors import UserError
 from sasrec.lazy_adam import LazyAdam, clip_norm
+from sasrec.mapping import from_mapping
 from sasrec.models.cafe import CAFE
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import Table

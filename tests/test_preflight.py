@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from sasrec.config import Study, from_mapping
+from sasrec.config import Study
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping
 from stages import fetch, preflight, prepare
 
 CAFE = {"model": {"kind": "cafe"}}

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sasrec import reference
-from sasrec.config import Study, from_mapping
+from sasrec.config import Study
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_json, write_text
+from sasrec.mapping import from_mapping
 from sasrec.merged import changed
 from stages import reference as command
 from tests.conftest import ROOT

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sasrec.config import Study, from_mapping
+from sasrec.config import Study
 from sasrec.data.sequences import Sequences
 from sasrec.deploy import Recommender
 from sasrec.errors import UserError
 from sasrec.files import read_json
+from sasrec.mapping import from_mapping
 from stages import evaluate, export, fetch, prepare, quantize, train
 
 MODEL = {"max_len": 10, "hidden": 16, "heads": 2, "side": ["rating", "category", "recency"], "time_bias": True}

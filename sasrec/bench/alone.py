@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sasrec.config import DatasetParams, ModelParams, PrepareParams, TrainParams, from_mapping
+from sasrec.config import DatasetParams, ModelParams, PrepareParams, TrainParams
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping
 
 STATUS = Path("/proc/self/status")
 

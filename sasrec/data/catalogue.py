@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from sasrec.config import DatasetParams, unknown
+from sasrec.config import DatasetParams
 from sasrec.errors import UserError
+from sasrec.mapping import unknown
 
 Times = Literal["comparable", "order"]
 

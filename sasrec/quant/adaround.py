@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sasrec.adam import Adam
-from sasrec.config import within
 from sasrec.guardian import stop_if_orphaned
+from sasrec.mapping import within
 from sasrec.models.events import Histories, ids
 from sasrec.models.taps import Linear, Place, Table, taps
 from sasrec.quant.attach import quantizers, recording

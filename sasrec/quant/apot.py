@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sasrec.config import within
+from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid, is_uniform, nearest, nearest_table
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, inside, least_squares, row_sum

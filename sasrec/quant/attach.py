@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sasrec.config import QuantParams, from_mapping, unknown
+from sasrec.config import QuantParams
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping, unknown
 from sasrec.models.events import Histories
 from sasrec.models.taps import Place, taps
 from sasrec.quant.frozen import FrozenTensor, tensors

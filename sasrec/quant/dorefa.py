@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sasrec.config import within
+from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.quantizer import FixedScale, Quantizer
 from sasrec.quant.tanh_weight import TanhWeight, WeightGrid

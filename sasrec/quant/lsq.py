@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sasrec.config import within
+from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import SMALLEST_SCALE, BinaryQuantizer, Quantizer, by_row, inner, inside, least_squares, mse_scale

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sasrec.config import within
 from sasrec.errors import UserError
+from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, by_row, inner, inside, mse_scale, row_sum

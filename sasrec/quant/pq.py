@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
-from sasrec.config import QuantParams, within
+from sasrec.config import QuantParams
 from sasrec.data.sequences import training_part
 from sasrec.errors import UserError
+from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant import attach
 from sasrec.quant.frozen import Product

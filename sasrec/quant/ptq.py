@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sasrec.config import within
+from sasrec.mapping import within
 from sasrec.models.taps import Linear, Place
 from sasrec.quant.attach import recording
 from sasrec.quant.layers import inputs_of

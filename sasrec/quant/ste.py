@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sasrec.config import within
+from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, max_scale, mse_scale
