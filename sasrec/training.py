@@ -201,7 +201,10 @@ class Trainer:
     def _note(self, progress: Progress, row: Row, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Record a validation; returns the best weights so far."""
         progress.rows.append(row)
-        if row.epoch >= self.extras.candidates_from and row.validation_ndcg > progress.best_ndcg:
+        if row.epoch < self.extras.candidates_from:
+            # What may not win does not use up the patience either.
+            return best
+        if row.validation_ndcg > progress.best_ndcg:
             progress.best_epoch, progress.best_ndcg, progress.since_best = row.epoch, row.validation_ndcg, 0
             return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         progress.since_best += 1

@@ -104,6 +104,13 @@ def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRe
     assert outcome.ndcg == outcome.rows[outcome.best_epoch].validation_ndcg
 
 
+def test_patience_counts_from_the_last_phase(run: Run, trained: SASRec) -> None:
+    """An epoch that may not win is no reason to stop: the quantizers would never come in."""
+    hasty = dataclasses.replace(run, train=dataclasses.replace(run.train, patience=2))
+    outcome = make(hasty, trained, init="scratch", delay_epochs=3)
+    assert outcome.best_epoch == 4 and attach.quantizers(outcome.model)
+
+
 @pytest.mark.parametrize(
     "quant", [{"delay_epochs": 2}, {"progressive": (8,), "bits": 3}, {"distill": 0.5}, {"dropout": 0.0}, {"init": "control"}]
 )
