@@ -21,6 +21,7 @@ from sasrec.errors import UserError
 from sasrec.mapping import from_mapping
 from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, quality, short_hash
+from sasrec.quant import pq
 from sasrec.reference import kind_of
 from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Variant, compare, from_control, reference
 from sasrec.report.widths import LINES, METHODS
@@ -29,6 +30,8 @@ from sasrec.report.widths import LINES, METHODS
 PROTOCOLS = ("full", "sampled")
 # What the ranks do not tell of a run.
 VALUES = ("valid_ndcg@10", "coverage@10", "bits", "bytes", "embedding_bytes", "weight_bytes")
+# Of the quantized models of a grid: what other tensors than those of a line have.
+WIDEST = 8
 # Of section quant: what the control depends on, too; of each such recipe there is one control.
 OF_CONTROL = ("model", "epochs", "lr", "dropout", "distill")
 
@@ -178,14 +181,24 @@ def changed(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str,
     return nested
 
 
-def line_of(quant: QuantParams, where: str) -> str:
-    """The line of a part: its preset, or the kinds of tensors whose width is not quant.bits. Raises UserError for mixed
-    widths, which no line holds."""
+def cell_of(quant: QuantParams, where: str) -> tuple[int, str]:
+    """Width and line of a part. The line is its preset, `tables` where these alone are narrower than 8 bits, whose width then
+    counts, or else the kinds of tensors whose width is not quant.bits. Raises UserError for mixed widths, which no line
+    holds."""
     if quant.overrides or quant.budget_kb is not None or quant.max_drop is not None:
         raise UserError(f"{where}: the parts of a grid have one width a kind of tensor, not quant.overrides or mixed widths")
     own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
-    words = [f"{kind}{bits}" for kind, bits in own.items() if bits not in (None, quant.bits)]
-    return "-".join(([] if words and quant.preset == "all" else [quant.preset]) + words)
+    changed = {kind: bits for kind, bits in own.items() if bits not in (None, quant.bits)}
+    if quant.preset == "all" and quant.bits == WIDEST and list(changed) == ["tables"]:
+        return changed["tables"] or WIDEST, "tables"
+    words = [f"{kind}{bits}" for kind, bits in changed.items()]
+    return quant.bits, "-".join(([] if words and quant.preset == "all" else [quant.preset]) + words)
+
+
+def of_product(options: Mapping[str, Any], hidden: int) -> int:
+    """Bits a number of a table by product quantization, rounded up: its codes', for the vectors weigh little."""
+    own = from_mapping(pq.Options, options, "methods.pq")
+    return math.ceil(own.splits * math.log2(own.centroids) / hidden)
 
 
 def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) -> tuple[str, Facts]:
@@ -200,8 +213,11 @@ def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) ->
         return grid.control_of(params), Facts(kind, reference=wanted)
     if kind != "method":
         return variant, Facts(kind, reference=wanted)
-    line = line_of(quant, where)
-    return f"{variant}-{quant.bits}-{line}", Facts(kind, variant, quant.bits, line, wanted)
+    bits, line = cell_of(quant, where)
+    if variant == "pq" and (bits, line) == (WIDEST, "all"):
+        hidden = from_mapping(Study, params, "").of_model(quant.model)[0].hidden
+        bits, line = of_product(params["methods"]["pq"], hidden), "tables"
+    return f"{variant}-{bits}-{line}", Facts(kind, variant, bits, line, wanted)
 
 
 def in_order(facts: Mapping[str, Facts]) -> list[str]:

@@ -15,7 +15,7 @@ from sasrec.errors import UserError
 from sasrec.files import read_json, sha256, write_json
 from sasrec.merged import between, changed, changes, undominated
 from sasrec.protocol import PROTOCOLS, quality, short_hash
-from sasrec.report import widths
+from sasrec.report import widths, widths_figure
 from sasrec.report.readme import filled
 from stages import reference as command
 from tests.conftest import ROOT
@@ -96,6 +96,26 @@ def test_parts_become_variants_by_method_width_and_line(make: Make) -> None:
     rows = Path("metrics/reference/bits/curves.csv").read_text().splitlines()
     assert rows[0] == "variant,seed,epoch,lr" and "lsq-4-all,1,0,0.5" in rows
     command.check(["bits"])
+
+
+def test_tables_alone_are_a_line_with_product_quantization_at_its_bits_a_number(make: Make) -> None:
+    product = {"methods": PARAMS["methods"] | {"pq": {"splits": 16, "centroids": 128}}}
+    content = merge(
+        make("a", WHOLE | {"lsq": 1.0}, quant={"bits": 8, "embedding_bits": 2}),
+        make("b", WHOLE | {"lsq": 2.0}, quant={"bits": 8, "embedding_bits": 1}),
+        make("c", WHOLE | {"lsq": 0.0}, quant={"bits": 8}),
+        make("d", WHOLE | {"pq": 1.5}, quant={"bits": 8}, **product),  # 16 x 7 bits for 64 numbers
+    )
+    names = ["lsq-8-all", "lsq-2-tables", "pq-2-tables", "lsq-1-tables"]
+    assert list(content["variants"]) == ["sasrec", "control", *names]
+    assert ("lsq-2-tables", "pq-2-tables") in {(row["variant"], row["reference"]) for row in content["comparisons"]}
+    assert "- 1 bit, tables alone, the rest at 8 bits: **lsq**" in widths.words(widths.load(content))
+
+
+def test_four_lines_are_two_and_two() -> None:
+    assert widths_figure.rows_of(["a"]) == [["a"]]
+    assert widths_figure.rows_of(["a", "b", "c"]) == [["a", "a"], ["b", "c"]]
+    assert widths_figure.rows_of(["a", "b", "c", "d"]) == [["a", "c"], ["b", "d"]]
 
 
 def test_each_is_compared_with_its_reference_over_the_seeds_of_both(make: Make) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 from sasrec.report.tables import percent_text, size_text
 
 MINUS = "−"
-LINES = {"all": "every tensor", "activations8": "activations at 8 bits", "paper": "tables at 8 bits"}
-METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround")
+LINES = {
+    "all": "every tensor", "activations8": "activations at 8 bits", "paper": "tables at 8 bits",
+    "tables": "tables alone, the rest at 8 bits",
+}  # fmt: skip
+METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround", "pq")
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def in_words(line: str) -> str:
 
 
 def bits_text(bits: int) -> str:
-    return f"{bits} bits"
+    return "1 bit" if bits == 1 else f"{bits} bits"
 
 
 def change_text(point: Point) -> str:

@@ -10,7 +10,7 @@ from sasrec.report.layout import spread
 from sasrec.report.tables import size_text
 from sasrec.report.widths import LINES, Point, Whole, Widths
 
-WIDTH, HEIGHT = 7.2, 4.3  # inches: half a page; as much again for a third line
+WIDTH, HEIGHT = 7.2, 4.3  # inches: half a page; as much again for a third and a fourth line
 INK = "#222222"
 # Okabe and Ito's colours, which the colour-blind can tell apart, and a marker each: nothing is told by colour alone.
 LOOKS = {
@@ -18,17 +18,17 @@ LOOKS = {
     "dorefa": ("#0072B2", "v"), "apot": ("#CC79A7", "P"), "adaround": ("#3A9BD5", "s"),
 }  # fmt: skip
 OTHER = ("#8B6D3F", "h")
-DASHES = {"all": "-", "activations8": (0, (6, 1.5)), "paper": (0, (4, 2))}
+DASHES = {"all": "-", "activations8": (0, (6, 1.5)), "paper": (0, (4, 2)), "tables": (0, (2, 1.5))}
 TITLES = {
     "all": "All tensors at b bits", "activations8": "Weights and tables at b bits, activations 8",
-    "paper": "Encoder at b bits, tables 8",
+    "paper": "Encoder at b bits, tables 8", "tables": "Tables at b bits, the rest 8",
 }  # fmt: skip
 
 
 def quality_against_bytes(widths: Widths) -> Figure:
     """A panel for each line that was measured: NDCG@10 on test against the bytes of the exported model."""
     lines = [line for line in LINES if widths.line(line)]
-    places = [lines] if len(lines) < 3 else [[lines[0]] * 2, lines[1:]]
+    places = rows_of(lines)
     figure = Figure(figsize=(WIDTH, HEIGHT * len(places)), layout="constrained")
     if not lines:
         figure.text(0.5, 0.5, "No quantized model was measured.", ha="center")
@@ -55,6 +55,14 @@ def quality_against_bytes(widths: Widths) -> Figure:
         _widths_on_top(axes, widths.line(line))
         _names(figure, axes, widths.line(line))
     return figure
+
+
+def rows_of(lines: list[str]) -> list[list[str]]:
+    """Lines by row of the figure. Of two in a row the first has the wider panel; four are two and two, those with the larger
+    range of sizes on the left."""
+    if len(lines) < 3:
+        return [lines]
+    return [[lines[0]] * 2, lines[1:]] if len(lines) == 3 else [lines[::2], lines[1::2]]
 
 
 def _limits(axes: Axes, widths: Widths, lines: list[str]) -> None:
