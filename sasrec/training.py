@@ -224,6 +224,8 @@ class Trainer:
         total = torch.zeros(2, device=self.device)
         tokens = 0
         rate = self.params.lr
+        # Batches are made between the steps, not by a thread beside them: on MovieLens-1M one takes 0.6 ms and its negatives
+        # 0.2, of a step of 29 ms (length 50, one core) to 113 (length 200), so that no more than 3 % could be had.
         bar = tqdm(drawn.batches, f"epoch {epoch}/{self.params.epochs}", count, leave=False, disable=not sys.stderr.isatty())
         for i, batch in enumerate(bar):
             stop_if_orphaned()
