@@ -188,10 +188,10 @@ def cell_of(quant: QuantParams, where: str) -> tuple[int, str]:
     if quant.overrides or quant.budget_kb is not None or quant.max_drop is not None:
         raise UserError(f"{where}: the parts of a grid have one width a kind of tensor, not quant.overrides or mixed widths")
     own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
-    changed = {kind: bits for kind, bits in own.items() if bits not in (None, quant.bits)}
-    if quant.preset == "all" and quant.bits == WIDEST and list(changed) == ["tables"]:
-        return changed["tables"] or WIDEST, "tables"
-    words = [f"{kind}{bits}" for kind, bits in changed.items()]
+    apart = {kind: bits for kind, bits in own.items() if bits not in (None, quant.bits)}
+    if quant.preset == "all" and quant.bits == WIDEST and list(apart) == ["tables"]:
+        return apart["tables"] or WIDEST, "tables"
+    words = [f"{kind}{bits}" for kind, bits in apart.items()]
     return quant.bits, "-".join(([] if words and quant.preset == "all" else [quant.preset]) + words)
 
 
