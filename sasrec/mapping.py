@@ -24,11 +24,11 @@ def unknown(what: str, name: object, known: typing.Iterable[str], where: str = "
     return UserError(f"{where}: unknown {what} '{name}'; {hint}")
 
 
-def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names: `-S +quant.overrides.item_table.weight=4` writes them nested."""
+def flat(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names; an empty mapping is a value."""
     result: dict[str, Any] = {}
     for name, value in mapping.items():
-        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
     return result
 
 
@@ -60,7 +60,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise wrong("a mapping")
         if arguments[1] is int:
-            value = _flat(value)
+            value = flat(value)  # `-S +quant.overrides.item_table.weight=4` writes it nested
         return {str(name): _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return from_mapping(typing.cast(type, kind), value, key)

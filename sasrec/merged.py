@@ -18,7 +18,7 @@ import numpy as np
 from sasrec import metrics
 from sasrec.config import EvaluateParams, QuantParams, Study
 from sasrec.errors import UserError
-from sasrec.mapping import from_mapping
+from sasrec.mapping import flat, from_mapping
 from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.quant import pq
@@ -153,14 +153,6 @@ def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:
     return flat({"quant": asdict(study.quant), "methods": {facts.method: study.methods.get(facts.method or "", {})}})
 
 
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
-
-
 def changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
     """What of `params` is not as in `base`: {"set": {dotted name: value}, "without": [dotted names]}."""
     before, after = flat(base), flat(params)
@@ -188,9 +180,9 @@ def cell_of(quant: QuantParams, where: str) -> tuple[int, str]:
     if quant.overrides or quant.budget_kb is not None or quant.max_drop is not None:
         raise UserError(f"{where}: the parts of a grid have one width a kind of tensor, not quant.overrides or mixed widths")
     own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
-    apart = {kind: bits for kind, bits in own.items() if bits not in (None, quant.bits)}
+    apart = {kind: bits for kind, bits in own.items() if bits is not None and bits != quant.bits}
     if quant.preset == "all" and quant.bits == WIDEST and list(apart) == ["tables"]:
-        return apart["tables"] or WIDEST, "tables"
+        return apart["tables"], "tables"
     words = [f"{kind}{bits}" for kind, bits in apart.items()]
     return quant.bits, "-".join(([] if words and quant.preset == "all" else [quant.preset]) + words)
 
