@@ -71,6 +71,7 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (QuantParams, "quant", {"budget_kb": 9, "max_drop": 0.1}, "quant.budget_kb and max_drop are both given"),
         (QuantParams, "quant", {"budget_kb": 0}, "quant.budget_kb must be above 0, not 0"),
         (QuantParams, "quant", {"overrides": {"item_table.weight": 12}}, "quant.overrides.item_table.weight must be"),
+        (QuantParams, "quant", {"overrides": {"item_table": {}}}, "quant.overrides.item_table must be a whole number"),
         (PrepareParams, "prepare", {"filter": "kcore"}, "did you mean 'k_core'?"),
         (EvaluateParams, "evaluate", {"recent_days": 0}, "evaluate.recent_days must be above 0 and at most 36525, not 0"),
         (EvaluateParams, "evaluate", {"recent_days": 40_000}, "evaluate.recent_days must be above 0 and at most 36525"),
