@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from sasrec import metrics
-from sasrec.config import QuantParams, Study
+from sasrec.config import NO_FILE, QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.evaluation import model_scorer, rank
 from sasrec.files import atomic_folder, read_json, write_json, write_text
@@ -34,7 +34,7 @@ from stages.quantize import plan
 
 TABLE = Path("metrics/reference/ablation.csv")
 KEPT = Path("data/ablation")
-KEYS = ("bits", "preset", "method", "seed", "choice")
+KEYS = ("data", "bits", "preset", "method", "seed", "choice")
 COLUMNS = (
     *KEYS, "validation_ndcg@10", "ndcg@10", "of_recipe_%", "of_recipe_low_%", "of_recipe_high_%",
     "of_control_%", "of_control_low_%", "of_control_high_%",
@@ -91,6 +91,12 @@ def measure(study: Study, method: str, seed: int) -> Measured:
     return Measured(read_json(kept / "measured.json")["validation"], gains)
 
 
+def data_of(study: Study) -> str:
+    """The data set, by which rows of several tell themselves apart: its name, and the file's where one is given."""
+    own = study.dataset
+    return own.name if own.path == NO_FILE else f"{own.name} {Path(own.path).name}"
+
+
 def percents(own: Floats, other: Floats, study: Study) -> list[str]:
     """By how many percent of the other's mean the own is higher, with its 95 % interval."""
     interval = metrics.bootstrap_interval((own - other)[None], study.evaluate.bootstrap, study.evaluate.seed)
@@ -113,7 +119,7 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
         control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
         of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
         values = (
-            str(study.quant.bits), study.quant.preset, method, str(seed), choice,
+            data_of(study), str(study.quant.bits), study.quant.preset, method, str(seed), choice,
             f"{own.validation:.4f}", f"{own.gains.mean():.4f}", *of_recipe, *percents(own.gains, control.gains, study),
         )  # fmt: skip
         row = dict(zip(COLUMNS, values, strict=True))

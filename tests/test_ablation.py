@@ -78,6 +78,15 @@ def test_rows_measured_anew_are_replaced(project: list[tuple[str, Study]], monke
     assert len(read_rows(command.TABLE, command.COLUMNS)) == 3
 
 
+def test_rows_of_another_data_set_stand_beside(project: list[tuple[str, Study]]) -> None:
+    command.measure_all("lsq", 0, [])
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    content["dataset"] |= {"name": "sasrec", "path": "elsewhere/Video.txt"}
+    Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    command.measure_all("lsq", 0, [])
+    assert [row["data"] for row in read_rows(command.TABLE, command.COLUMNS)] == ["sample", "sasrec Video.txt"]
+
+
 def test_a_wrong_choice_is_refused_before_anything_is_trained(project: list[tuple[str, Study]]) -> None:
     for wrong, said in (("quant.tabel=per_row", "table"), ("methods.lsq.steps=3", "steps"), ("quant.table=per_cow", "per_row")):
         with pytest.raises(UserError, match=said):
