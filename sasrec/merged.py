@@ -24,7 +24,7 @@ from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.quant import pq
 from sasrec.reference import kind_of
 from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Variant, compare, from_control, reference
-from sasrec.report.widths import LINES, METHODS
+from sasrec.report.widths import LINES, METHODS, undominated
 
 # Ranks among popular candidates are left out: the grid has hundreds of runs, and no figure of it is made of them.
 PROTOCOLS = ("full", "sampled")
@@ -35,16 +35,21 @@ WIDEST = 8
 # Of section quant: what the control depends on, too; of each such recipe there is one control.
 OF_CONTROL = ("model", "epochs", "lr", "dropout", "distill")
 
+# Width, line, and model where that is not the usual one: the variants of a cell differ by their method alone.
+Cell = tuple[int, str, str | None]
+
 
 @dataclass(frozen=True)
 class Facts:
-    """What a variant is. method, bits, line: of a quantized one. reference: what it is compared with."""
+    """What a variant is. method, bits, line: of a quantized one. reference: what it is compared with. model: what a quantized
+    one was made from, where that is not the model that a study quantizes unless told otherwise."""
 
     kind: Kind
     method: str | None = None
     bits: int | None = None
     line: str | None = None
     reference: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,11 @@ class Grid:
 
     def control_of(self, params: Mapping[str, Any]) -> str:
         """The name of the control of a part: control, or where that was trained otherwise, what is different about this one,
-        such as control-lr0.001."""
+        such as control-lr0.001, or control-h128 of another model."""
         own = control_recipe(params)
         if own not in self.controls.values():
             first = next(iter(self.controls.values()), own)
-            words = [f"{key}{value}" for key, value in own.items() if value != first[key]]
+            words = [value if key == "model" else f"{key}{value}" for key, value in own.items() if value != first[key]]
             self.controls["-".join(["control", *words])] = own
         return next(name for name, recipe in self.controls.items() if recipe == own)
 
@@ -194,7 +199,7 @@ def of_product(options: Mapping[str, Any], hidden: int) -> int:
 
 
 def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) -> tuple[str, Facts]:
-    """The name of a part's variant in the grid, such as lsq-4-paper, and what it is."""
+    """The name of a part's variant in the grid, such as lsq-4-paper, or lsq-4-paper-h128 of another model, and what it is."""
     kind = kind_of(variant, params)
     quant = from_mapping(QuantParams, params["quant"], "quant")
     later = from_control(params["quant"], params.get("methods", {}).get(variant))
@@ -209,11 +214,13 @@ def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) ->
     if variant == "pq" and (bits, line) == (WIDEST, "all"):
         hidden = from_mapping(Study, params, "").of_model(quant.model)[0].hidden
         bits, line = of_product(params["methods"]["pq"], hidden), "tables"
-    return f"{variant}-{bits}-{line}", Facts(kind, variant, bits, line, wanted)
+    model = None if quant.model == QuantParams().model else quant.model
+    name = "-".join([variant, str(bits), line, *filter(None, [model])])
+    return name, Facts(kind, variant, bits, line, wanted, model)
 
 
 def in_order(facts: Mapping[str, Facts]) -> list[str]:
-    """Baselines, full-precision models, the control, and the methods: by line, from the widest width down."""
+    """Baselines, full-precision models, the controls, and the methods: by line and model, from the widest width down."""
 
     lines = list(LINES)
 
@@ -225,7 +232,7 @@ def in_order(facts: Mapping[str, Facts]) -> list[str]:
             return (1 + (own.kind == "control"), own.reference is not None, name)
         line = lines.index(own.line) if own.line in lines else len(lines)
         method = METHODS.index(own.method) if own.method in METHODS else len(METHODS)
-        return (3, line, own.line, -(own.bits or 0), method, own.method)
+        return (3, line, own.line, own.model or "", -(own.bits or 0), method, own.method)
 
     return sorted(facts, key=place)
 
@@ -290,16 +297,16 @@ class Compared:
         a, b = (self._variant(name, one if self.grid.facts[name].kind == "baseline" else shared) for name in (first, second))
         return a, b, shared
 
-    def cells(self) -> dict[tuple[int, str], list[str]]:
+    def cells(self) -> dict[Cell, list[str]]:
         """The quantized variants of each width and line."""
-        found: dict[tuple[int, str], list[str]] = {}
+        found: dict[Cell, list[str]] = {}
         for name in self.names:
             facts = self.grid.facts[name]
             if facts.kind == "method" and facts.bits is not None and facts.line is not None:
-                found.setdefault((facts.bits, facts.line), []).append(name)
+                found.setdefault((facts.bits, facts.line, facts.model), []).append(name)
         return found
 
-    def _best(self) -> dict[tuple[int, str], str]:
+    def _best(self) -> dict[Cell, str]:
         """Of each width and line, the variant with the highest mean NDCG@10 on validation, over the seeds that all have
         (where there are such); tests choose nothing."""
         found = {}
@@ -313,7 +320,7 @@ class Compared:
             found[cell] = max(names, key=mean)
         return found
 
-    def _pairs(self, best: Mapping[tuple[int, str], str]) -> list[tuple[Variant, Variant, list[int]]]:
+    def _pairs(self, best: Mapping[Cell, str]) -> list[tuple[Variant, Variant, list[int]]]:
         """Each variant with its reference, each method with ptq of its width and line, and the best of those with the rest."""
         wanted = [(name, self.grid.facts[name].reference) for name in self.names]
         for cell, names in self.cells().items():
@@ -323,7 +330,7 @@ class Compared:
         pairs = [self._pair(a, b) for a, b in dict.fromkeys(wanted) if b is not None and b in self.grid.runs]
         return [pair for pair in pairs if pair is not None]
 
-    def _choices(self, best: Mapping[tuple[int, str], str]) -> list[dict[str, Any]]:
+    def _choices(self, best: Mapping[Cell, str]) -> list[dict[str, Any]]:
         rows = {(row["variant"], row["reference"]): row for row in self.comparisons}
         words = {"within noise": "tied", "better": "behind", "worse": "ahead"}
         found = []
@@ -333,7 +340,8 @@ class Compared:
                 row = rows.get((best[cell], name))
                 if row is not None:
                     groups[words[row["verdict"]]].append(name)
-            found.append({"bits": cell[0], "line": cell[1], "best": best[cell], **groups})
+            of_model = {} if cell[2] is None else {"model": cell[2]}
+            found.append({"bits": cell[0], "line": cell[1], **of_model, "best": best[cell], **groups})
         return found
 
     def _frontier(self) -> list[dict[str, Any]]:
@@ -366,15 +374,6 @@ class Compared:
             verdict = "worth it" if row.pop("verdict") == "better" else "not worth it"
             rows.append({**row, "between": [low_name, high_name], "share": round(share, DIGITS), "verdict": verdict})
         return rows
-
-
-def undominated(models: Sequence[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
-    """Of (name, bytes, quality) those that no other of at most their bytes equals, smallest first."""
-    found: list[tuple[str, int, float]] = []
-    for model in sorted(models, key=lambda model: (model[1], -model[2])):
-        if not found or model[2] > found[-1][2]:
-            found.append(model)
-    return found
 
 
 def between(size: float, front: Sequence[tuple[str, int, float]]) -> tuple[str, str, float] | None:

@@ -175,7 +175,7 @@ def read(name: str) -> Grid:
         variant, seed, rest = row.split(",", 2)
         curves.setdefault((variant, int(seed)), []).append(rest)
     for variant, runs in content["runs"].items():
-        facts = Facts(*(runs[key] for key in ("kind", "method", "bits", "line", "reference")))
+        facts = Facts(*(runs.get(key) for key in ("kind", "method", "bits", "line", "reference", "model")))
         for i, seed in enumerate(runs["seeds"]):
             values = {key: runs["mean_bits" if key == "bits" else key][i] for key in VALUES}
             ranks = {protocol: unpacked(rank_file(folder, variant, seed, protocol)) for protocol in PROTOCOLS}

@@ -13,7 +13,7 @@ from sasrec import merging, reference
 from sasrec.config import EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import read_json, sha256, write_json
-from sasrec.merged import between, changed, changes, undominated
+from sasrec.merged import between, changed, changes
 from sasrec.protocol import PROTOCOLS, quality, short_hash
 from sasrec.report import widths, widths_figure
 from sasrec.report.readme import filled
@@ -110,6 +110,27 @@ def test_tables_alone_are_a_line_with_product_quantization_at_its_bits_a_number(
     assert list(content["variants"]) == ["sasrec", "control", *names]
     assert ("lsq-2-tables", "pq-2-tables") in {(row["variant"], row["reference"]) for row in content["comparisons"]}
     assert "- 1 bit, tables alone, the rest at 8 bits: **lsq**" in widths.words(widths.load(content))
+
+
+def test_another_model_has_cells_and_a_control_of_its_own(make: Make) -> None:
+    wide = {"quant": {"bits": 4, "model": "h16"}}
+    content = merge(
+        make("a", {"sasrec": 2.0, "control": 2.0, "ptq": 4.0, "lsq": 3.0}, quant={"bits": 4}),
+        make("b", {"h16": 0.0, "control": 0.0, "ptq": 2.0, "lsq": 1.0}, size=2000, **wide),
+    )
+    names = ["h16", "sasrec", "control", "control-h16", "ptq-4-all", "lsq-4-all", "ptq-4-all-h16", "lsq-4-all-h16"]
+    assert list(content["variants"]) == names
+    rows = {(row["variant"], row["reference"]) for row in content["comparisons"]}
+    assert {("lsq-4-all-h16", "control-h16"), ("ptq-4-all-h16", "h16"), ("lsq-4-all-h16", "ptq-4-all-h16")} <= rows
+    assert ("lsq-4-all-h16", "lsq-4-all") not in rows
+    assert [choice.get("model") for choice in content["choices"]] == [None, "h16"]
+    found = widths.load(content)
+    assert "- 4 bits, every tensor, of h16: **lsq**" in widths.words(found)
+    # The control of h16 is as good as h16, and sasrec is smaller than neither, and worse.
+    assert [own.name for own in found.smallest] == ["lsq-4-all", "lsq-4-all-h16", "h16"]
+    size, what, validation, *_ = widths.smallest_table(found).splitlines()[3].strip("| ").split(" | ")
+    assert (size, what, validation) == ("2.00 kB", "lsq, 4 bits, every tensor, of h16", "0.3333")
+    command.check(["bits"])
 
 
 def test_four_lines_are_two_and_two() -> None:
@@ -236,7 +257,7 @@ def test_a_method_is_worth_it_above_the_line_of_full_precision_models(make: Make
 
 
 def test_the_line_of_models() -> None:
-    front = undominated([("c", 400, 0.4), ("a", 100, 0.1), ("b", 200, 0.05), ("d", 800, 0.4)])
+    front = widths.undominated([("c", 400, 0.4), ("a", 100, 0.1), ("b", 200, 0.05), ("d", 800, 0.4)])
     assert front == [("a", 100, 0.1), ("c", 400, 0.4)]
     assert between(99, front) is None
     below, above, share = between(200, front) or ("", "", 0)

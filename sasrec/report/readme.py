@@ -169,7 +169,11 @@ def widths(path: Path, document: Path) -> str:
         f"{made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters are in "
         f"the file.\n\nProtocol: {protocol(content['card'])}.\n"
     )
-    return f"{picture(path, document)}{grid.words(found)}\n{grid.table(found)}\n{facts}"
+    smallest = (
+        "Smallest first, the models whose NDCG@10 on validation no other of about their bytes or fewer equals:\n\n"
+        f"{grid.smallest_table(found)}"
+    )
+    return f"{picture(path, document)}{grid.words(found)}\n{smallest}\n{grid.table(found)}\n{facts}"
 
 
 def choices(path: Path, document: Path) -> str:

@@ -14,6 +14,8 @@ LINES = {
     "all": "every tensor", "activations8": "activations at 8 bits", "paper": "tables at 8 bits",
     "tables": "tables alone, the rest at 8 bits",
 }  # fmt: skip
+# Sizes that differ by less are one: the methods store other scales and shifts beside the same codes.
+SAME_SIZE = 1.01
 METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround", "pq")
 
 
@@ -21,7 +23,8 @@ METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround", "pq")
 class Point:
     """A quantized variant. quality: NDCG@10 on test; low, high: where the 95 % interval of its paired difference from the
     reference puts it; change, change_low, change_high: that difference in percent; worth: the verdict against full-precision
-    models of its size, None where there are none so small."""
+    models of its size, None where there are none so small; validation: NDCG@10; model: what it was made from, where that is
+    not the usual one."""
 
     name: str
     method: str
@@ -38,6 +41,13 @@ class Point:
     change_high: float
     verdict: str
     worth: str | None
+    validation: float | None
+    model: str | None
+
+    @property
+    def where(self) -> str:
+        """Its line in words, with the model."""
+        return in_words(self.line) + (f", of {self.model}" if self.model else "")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Whole:
     quality: float
     low: float
     high: float
+    validation: float | None
 
 
 @dataclass(frozen=True)
@@ -63,23 +74,43 @@ class Widths:
     choices: tuple[Mapping[str, Any], ...]
 
     def line(self, line: str) -> list[Point]:
+        """Of all models."""
         return [point for point in self.points if point.line == line]
 
     def get(self, name: str) -> Point:
         return next(point for point in self.points if point.name == name)
 
     @property
-    def lines(self) -> list[str]:
-        return list(dict.fromkeys(point.line for point in self.points))
+    def lines(self) -> list[tuple[str, str | None]]:
+        """Lines and the models that each was measured of."""
+        return list(dict.fromkeys((point.line, point.model) for point in self.points))
 
     @property
     def front(self) -> list[Whole]:
         """The full-precision models that no other of at most their bytes equals, smallest first."""
-        found: list[Whole] = []
-        for model in sorted(self.models, key=lambda model: (model.size, -model.quality)):
-            if not found or model.quality > found[-1].quality:
-                found.append(model)
-        return found
+        by_name = {model.name: model for model in self.models}
+        return [by_name[name] for name, *_ in undominated([(own.name, own.size, own.quality) for own in self.models])]
+
+    @property
+    def smallest(self) -> list[Point | Whole]:
+        """Of all models, quantized or not, those whose NDCG@10 on validation no other of about their bytes or fewer equals,
+        smallest first: what to ship at each size. Tests choose nothing."""
+        every: list[Point | Whole] = [*self.points, *self.models, *self.controls]
+        known = [own for own in every if own.validation is not None]
+        found: list[Point | Whole] = []
+        for own in sorted(known, key=lambda own: (-(own.validation or 0.0), own.size)):
+            if not found or SAME_SIZE * own.size < found[-1].size:
+                found.append(own)
+        return found[::-1]
+
+
+def undominated(models: Sequence[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
+    """Of (name, bytes, quality) those that no other of at most their bytes equals, smallest first."""
+    found: list[tuple[str, int, float]] = []
+    for model in sorted(models, key=lambda model: (model[1], -model[2])):
+        if not found or model[2] > found[-1][2]:
+            found.append(model)
+    return found
 
 
 def load(content: Mapping[str, Any]) -> Widths:
@@ -94,7 +125,7 @@ def load(content: Mapping[str, Any]) -> Widths:
         if run["kind"] == "method":
             points.append(_point(name, run, values, compared[name, run["reference"]], worth.get(name)))
         elif run["kind"] != "baseline":
-            numbers = (values[key] for key in ("bytes", "ndcg@10", "ndcg@10_low", "ndcg@10_high"))
+            numbers = (values[key] for key in ("bytes", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "valid_ndcg@10"))
             whole = Whole(name, len(run["seeds"]), *numbers)
             (models if run["kind"] == "model" else controls).append(whole)
     return Widths(tuple(points), tuple(models), tuple(controls), tuple(content["choices"]))
@@ -110,6 +141,7 @@ def _point(name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Ma
         quality=quality, low=quality + row["low"] - row["difference"], high=quality + row["high"] - row["difference"],
         reference=run["reference"], change=change, change_low=change_low, change_high=change_high,
         verdict={"within noise": "tied"}.get(row["verdict"], row["verdict"]), worth=worth,
+        validation=values["valid_ndcg@10"], model=run.get("model"),
     )  # fmt: skip
 
 
@@ -136,7 +168,7 @@ def choice_sentence(widths: Widths, choice: Mapping[str, Any]) -> str:
     best = widths.get(choice["best"])
     groups = {key: [widths.get(name).method for name in choice[key]] for key in ("tied", "ahead")}
     others = len(choice["tied"]) + len(choice["behind"]) + len(choice["ahead"])
-    sentence = f"{bits_text(best.bits)}, {in_words(best.line)}: **{best.method}**, {change_text(best)} against {best.reference}"
+    sentence = f"{bits_text(best.bits)}, {best.where}: **{best.method}**, {change_text(best)} against {best.reference}"
     if not others:
         return sentence + "; no other method was measured."
     plain = ", of which ptq needs no training" if "ptq" in groups["tied"] else ""
@@ -149,14 +181,16 @@ def choice_sentence(widths: Widths, choice: Mapping[str, Any]) -> str:
     return sentence + ("." if groups["tied"] or groups["ahead"] else "; the others are behind.")
 
 
-def worth_sentence(widths: Widths, line: str) -> str:
-    """From which width on quantized models of a line are not worth it against full-precision ones of their size."""
-    points = widths.line(line)
-    cells = {choice["bits"]: widths.get(choice["best"]) for choice in widths.choices if choice["line"] == line}
+def worth_sentence(widths: Widths, line: str, model: str | None = None) -> str:
+    """From which width on quantized models of a line are not worth it against full-precision ones of their size. model: what
+    they were made from, as in `Point`."""
+    points = [point for point in widths.line(line) if point.model == model]
+    chosen = [widths.get(choice["best"]) for choice in widths.choices]
+    cells = {best.bits: best for best in chosen if best in points}
     judged = [point for point in points if point.worth is not None]
     bad = [point for point in judged if point.worth == "not worth it"]
     tiny = sorted({point.bits for point in points if point.worth is None}, reverse=True)
-    start = f"{in_words(line).capitalize()}: "
+    start = f"{points[0].where[0].upper()}{points[0].where[1:]}: "
     if not judged:
         return start + "smaller than every full-precision model that was measured." if tiny else ""
     wide = [bits for bits, best in cells.items() if best.worth == "worth it"]
@@ -190,7 +224,7 @@ def worth_sentence(widths: Widths, line: str) -> str:
 def words(widths: Widths) -> str:
     """The choice at every width and line, and what is not worth it, as a Markdown list."""
     lines = [f"- {choice_sentence(widths, choice)}" for choice in widths.choices]
-    lines += [f"- {sentence}" for line in widths.lines if (sentence := worth_sentence(widths, line))]
+    lines += [f"- {sentence}" for line in widths.lines if (sentence := worth_sentence(widths, *line))]
     return "\n".join(lines) + "\n"
 
 
@@ -204,8 +238,9 @@ def table(widths: Widths) -> str:
     best = {choice["best"] for choice in widths.choices}
     for point in widths.points:
         name = f"**{point.method}**" if point.name in best else point.method
+        line = " of ".join(filter(None, [point.line, point.model]))
         rows.append(
-            f"| {point.bits} | {point.line} | {name} | {point.seeds} | {size_text(point.size)} | {point.quality:.4f} "
+            f"| {point.bits} | {line} | {name} | {point.seeds} | {size_text(point.size)} | {point.quality:.4f} "
             f"| {change_text(point)} of {point.reference} | {point.verdict} | {point.worth or 'smaller than any'} |"
         )
     for model in sorted(widths.models, key=lambda model: -model.size):
@@ -219,6 +254,20 @@ def table(widths: Widths) -> str:
     return "\n".join(rows) + "\n"
 
 
+def smallest_table(widths: Widths) -> str:
+    """`Widths.smallest` in Markdown."""
+    rows = [
+        "| size | model | NDCG@10 on validation | NDCG@10 | change against its reference (95 % interval) |",
+        "|---:|---|---:|---:|---|",
+    ]
+    for own in widths.smallest:
+        what, change = f"{own.name}, full precision", ""
+        if isinstance(own, Point):
+            what, change = f"{own.method}, {bits_text(own.bits)}, {own.where}", f"{change_text(own)} of {own.reference}"
+        rows.append(f"| {size_text(own.size)} | {what} | {own.validation:.4f} | {own.quality:.4f} | {change} |")
+    return "\n".join(rows) + "\n"
+
+
 def short_table(widths: Widths) -> str:
     """The choice at each width and line in Markdown."""
     rows = ["| bits | line | choose | change (95 % interval) | size | tied with |", "|---:|---|---|---|---:|---|"]
@@ -226,7 +275,6 @@ def short_table(widths: Widths) -> str:
         point = widths.get(choice["best"])
         tied = listed([widths.get(name).method for name in choice["tied"]]) or "none"
         rows.append(
-            f"| {point.bits} | {in_words(point.line)} | {point.method} | {change_text(point)} | {size_text(point.size)} "
-            f"| {tied} |"
+            f"| {point.bits} | {point.where} | {point.method} | {change_text(point)} | {size_text(point.size)} | {tied} |"
         )
     return "\n".join(rows) + "\n"

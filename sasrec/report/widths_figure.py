@@ -18,6 +18,7 @@ LOOKS = {
     "dorefa": ("#0072B2", "v"), "apot": ("#CC79A7", "P"), "adaround": ("#3A9BD5", "s"),
 }  # fmt: skip
 OTHER = ("#8B6D3F", "h")
+OF_ANOTHER_MODEL = (0, (1, 1.5))
 DASHES = {"all": "-", "activations8": (0, (6, 1.5)), "paper": (0, (4, 2)), "tables": (0, (2, 1.5))}
 TITLES = {
     "all": "All tensors at b bits", "activations8": "Weights and tables at b bits, activations 8",
@@ -129,14 +130,14 @@ def _models(axes: Axes, widths: Widths) -> None:
 
 
 def _methods(axes: Axes, widths: Widths, line: str) -> None:
-    by_method: dict[str, list[Point]] = {}
+    by_method: dict[tuple[str, str | None], list[Point]] = {}
     for point in widths.line(line):
-        by_method.setdefault(point.method, []).append(point)
-    for method, points in by_method.items():
+        by_method.setdefault((point.method, point.model), []).append(point)
+    for (method, model), points in by_method.items():
         colour, marker = LOOKS.get(method, OTHER)
         x, y = [point.size for point in points], [point.quality for point in points]
         reach = [[p.quality - p.low for p in points], [p.high - p.quality for p in points]]
-        axes.plot(x, y, color=colour, linestyle=DASHES[line], linewidth=1.3, zorder=4)
+        axes.plot(x, y, color=colour, linestyle=OF_ANOTHER_MODEL if model else DASHES[line], linewidth=1.3, zorder=4)
         axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=colour, elinewidth=0.9, capsize=1.8, zorder=4)
         for point in points:
             face = colour if point.worth != "not worth it" else "white"
@@ -147,9 +148,9 @@ def _methods(axes: Axes, widths: Widths, line: str) -> None:
 
 
 def _widths_on_top(axes: Axes, points: list[Point]) -> None:
-    """The widths in bits above the panel, where their models stand."""
+    """The widths in bits above the panel, where their models stand: of the usual model, where it was measured."""
     sizes: dict[int, list[int]] = {}
-    for point in points:
+    for point in [point for point in points if point.model is None] or points:
         sizes.setdefault(point.bits, []).append(point.size)
     for i, (bits, own) in enumerate(sorted(sizes.items())):
         at = float(np.median(own))
@@ -163,22 +164,24 @@ def _widths_on_top(axes: Axes, points: list[Point]) -> None:
 
 
 def _names(figure: Figure, axes: Axes, points: list[Point]) -> None:
-    """Each method's name to the left of its narrowest point, kept apart, with a line to it."""
+    """Each method's name, and the model where that is not the usual one, to the left of its narrowest point, kept apart, with
+    a line to it."""
     figure.draw_without_rendering()  # settles the layout, which places in pixels depend on
     last: dict[str, Point] = {}
     for point in points:
-        if point.method not in last or point.bits < last[point.method].bits:
-            last[point.method] = point
+        name = ", ".join(filter(None, [point.method, point.model]))
+        if name not in last or point.bits < last[name].bits:
+            last[name] = point
     ends = list(last.values())
     pixels = axes.transData.transform([(point.size, point.quality) for point in ends])
     unit = figure.dpi / 72
     box = axes.get_window_extent()
     heights = spread(pixels[:, 1], 10.5 * unit, float(box.y0) + 6 * unit, float(box.y1) - 6 * unit)
     left = float(pixels[:, 0].min()) - 16 * unit
-    for point, (x, y), height in zip(ends, pixels, heights, strict=True):
+    for name, point, (x, y), height in zip(last, ends, pixels, heights, strict=True):
         colour, _ = LOOKS.get(point.method, OTHER)
         axes.annotate(
-            point.method, (point.size, point.quality), ((left - x) / unit, (height - y) / unit), textcoords="offset points",
+            name, (point.size, point.quality), ((left - x) / unit, (height - y) / unit), textcoords="offset points",
             ha="right", va="center", fontsize=9, color=colour, fontweight="bold",
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (1, 0.5)},
         )  # fmt: skip
