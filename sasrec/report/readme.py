@@ -169,21 +169,24 @@ def widths(path: Path, document: Path) -> str:
         f"{made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters are in "
         f"the file.\n\nProtocol: {protocol(content['card'])}.\n"
     )
-    smallest = (
-        "Smallest first, the models whose NDCG@10 on validation no other of about their bytes or fewer equals:\n\n"
-        f"{grid.smallest_table(found)}"
-    )
-    return f"{picture(path, document)}{grid.words(found)}\n{smallest}\n{grid.table(found)}\n{facts}"
+    return f"{picture(path, document)}{grid.words(found)}\n{smallest(found)}\n{grid.table(found)}\n{facts}"
+
+
+def smallest(found: grid.Widths) -> str:
+    """What to ship at each size, with what that says."""
+    lead = "Smallest first, the models whose NDCG@10 on validation no other of about their bytes or fewer equals:"
+    return f"{lead}\n\n{grid.smallest_table(found)}"
 
 
 def choices(path: Path, document: Path) -> str:
-    """The figure of a merged reference, and which method to choose at each width."""
+    """The figure of a merged reference, which method to choose at each width, and what to ship at each size."""
     content = read_json(path)
     card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
     seeds = min(row["seeds"] for name, row in content["variants"].items() if name not in BASELINES)
     facts = f"{card['users']:,} users, {card['items']:,} items, {seeds} seed{'s' if seeds > 1 else ''}"
     lead = f"On real data ([{path.stem}]({table_of}): {facts}):\n\n"
-    return lead + picture(path, document) + grid.short_table(grid.load(content))
+    found = grid.load(content)
+    return f"{lead}{picture(path, document)}{grid.short_table(found)}\n{smallest(found)}"
 
 
 def beside(path: Path, document: Path) -> str:
