@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from sasrec.report.figures import size_ticks
 from sasrec.report.layout import spread
 from sasrec.report.tables import size_text
-from sasrec.report.widths import LINES, Point, Whole, Widths
+from sasrec.report.widths import LINES, Point, Widths
 
 WIDTH, HEIGHT = 7.2, 4.3  # inches: half a page; as much again for a third and a fourth line
 INK = "#222222"
@@ -45,7 +45,7 @@ def quality_against_bytes(widths: Widths) -> Figure:
         with_models = axes is panels[0]
         _extent(axes, widths, line, with_models, width)
         if widths.controls:
-            _band(axes, widths.controls[0], named=with_models)
+            _band(axes, widths, named=with_models)
         _models(axes, widths)
         _methods(axes, widths, line)
         axes.set_title(TITLES[line], pad=18, fontsize=10.5)
@@ -97,13 +97,17 @@ def _extent(axes: Axes, widths: Widths, line: str, with_models: bool, inches: fl
     axes.tick_params(axis="x", labelsize=9)
 
 
-def _band(axes: Axes, control: Whole, named: bool) -> None:
+def _band(axes: Axes, widths: Widths, named: bool) -> None:
     """The interval of the control, the full-precision model trained on for as long."""
+    control = widths.controls[0]
     axes.axhspan(control.low, control.high, color="#DCE9F2", linewidth=0, zorder=0)
     axes.axhline(control.quality, color="#7FA8C4", linewidth=0.9, zorder=1)
     if named:
+        # In the band, or under it where a larger model stands above, whose name would meet it.
+        under = any(model.quality > control.high for model in widths.models)
         axes.annotate(
-            "control: full precision, trained on; 95 %", (0.99, control.high), xycoords=("axes fraction", "data"),
+            "control: full precision, trained on; 95 %", (0.99, control.low if under else control.high),
+            xycoords=("axes fraction", "data"),
             xytext=(0, -2), textcoords="offset points", fontsize=8, color="#3D6E8F", va="top", ha="right",
         )  # fmt: skip
 
