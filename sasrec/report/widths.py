@@ -95,22 +95,20 @@ class Widths:
     def smallest(self) -> list[Point | Whole]:
         """Of all models, quantized or not, those whose NDCG@10 on validation no other of about their bytes or fewer equals,
         smallest first: what to ship at each size. Tests choose nothing."""
-        every: list[Point | Whole] = [*self.points, *self.models, *self.controls]
-        known = [own for own in every if own.validation is not None]
-        found: list[Point | Whole] = []
-        for own in sorted(known, key=lambda own: (-(own.validation or 0.0), own.size)):
-            if not found or SAME_SIZE * own.size < found[-1].size:
-                found.append(own)
-        return found[::-1]
+        every: dict[str, Point | Whole] = {own.name: own for own in self.points}
+        every |= {own.name: own for own in (*self.models, *self.controls)}
+        known = [(name, own.size, own.validation) for name, own in every.items() if own.validation is not None]
+        return [every[name] for name, *_ in undominated(known, SAME_SIZE)]
 
 
-def undominated(models: Sequence[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
-    """Of (name, bytes, quality) those that no other of at most their bytes equals, smallest first."""
+def undominated(models: Sequence[tuple[str, int, float]], same: float = 1.0) -> list[tuple[str, int, float]]:
+    """Of (name, bytes, quality) those that no other of at most their bytes, or up to `same` times as many, equals, smallest
+    first."""
     found: list[tuple[str, int, float]] = []
-    for model in sorted(models, key=lambda model: (model[1], -model[2])):
-        if not found or model[2] > found[-1][2]:
+    for model in sorted(models, key=lambda model: (-model[2], model[1])):
+        if not found or same * model[1] < found[-1][1]:
             found.append(model)
-    return found
+    return found[::-1]
 
 
 def load(content: Mapping[str, Any]) -> Widths:
