@@ -211,7 +211,7 @@ class QuantParams:
     # that this one redoes.
     preset: Literal["all", "paper", "source"] = "all"
     epochs: int = 5
-    lr: float = 2e-4
+    lr: float | None = None  # None: by the narrowest width (sasrec.quant.rates)
     dropout: float | None = None  # of the training with quantizers, and of the control's; None: the model's
     table: Literal["per_row", "per_tensor"] = "per_row"
     weights: Literal["per_row", "per_tensor"] = "per_row"
@@ -247,8 +247,8 @@ class QuantParams:
         if self.budget_kb is not None and self.budget_kb <= 0:
             raise ValueError(f"budget_kb must be above 0, not {self.budget_kb}")
         within("max_drop", self.max_drop, 0)
-        if self.lr <= 0:
-            raise ValueError(f"lr must be above 0, not {self.lr}")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr must be above 0 or empty, not {self.lr}")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sasrec.mapping import flat, from_mapping
 from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.quant import pq
+from sasrec.quant.rates import of_weights
 from sasrec.reference import kind_of
 from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Variant, compare, from_control, reference
 from sasrec.report.widths import LINES, METHODS, undominated
@@ -142,7 +143,8 @@ def control_recipe(params: Mapping[str, Any]) -> dict[str, Any]:
     """What of a part's parameters its control depends on, beyond the trained model."""
     quant = from_mapping(QuantParams, params["quant"], "quant")
     scratch = quant.init == "scratch" or quant.preset == "source"
-    return {key: getattr(quant, key) for key in OF_CONTROL} | {"init": "scratch" if scratch else "checkpoint"}
+    own = {key: getattr(quant, key) for key in OF_CONTROL}
+    return own | {"lr": of_weights(quant), "init": "scratch" if scratch else "checkpoint"}
 
 
 def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:

@@ -70,14 +70,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a quantization method adds to plain training. parameters: its own, in a group of rate `lr`, without weight
+    """What a quantization method adds to plain training. parameters: its own by their rate, without weight
     decay and outside norm clipping. weights: those that stand in the place of the model's, trained as those are. penalty:
     added to the loss. on_epoch: called before each. on_resume: called with the epochs done, before the state of a killed run
     is loaded. candidates_from: the first epoch that may be the best checkpoint. distill: (loss, states, histories, windows,
     places of real positions, targets) of a batch -> what becomes of the loss."""
 
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    lr: float = 0.0
+    parameters: dict[float, list[nn.Parameter]] = field(default_factory=dict)
     penalty: Callable[[], Tensor | None] = lambda: None
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None
     refresh: Callable[[], None] = lambda: None
@@ -141,7 +140,7 @@ class Trainer:
         self.model, self.store, self.params, self.seed, self.device = model, store, params, seed, device
         self.extras = extras or Extras()
         self.validate_start = validate_start
-        own = {id(parameter) for parameter in self.extras.parameters}
+        own = {id(parameter) for parameters in self.extras.parameters.values() for parameter in parameters}
         self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
         # Those of quantizers that are put in place later.
         known = {id(parameter) for parameter in self.weights}
@@ -155,8 +154,7 @@ class Trainer:
         tables = [table.weight for table in model.item_tables] if sparse else []
         rest = [p for p in self.weights if not any(p is table for table in tables)]
         groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": params.weight_decay}]
-        if self.extras.parameters:
-            groups.append({"params": self.extras.parameters, "weight_decay": 0.0})
+        groups += [{"params": parameters, "weight_decay": 0.0} for parameters in self.extras.parameters.values()]
         decay, decoupled = params.weight_decay, params.optimizer == "adamw"
         self.optimizer = Adam(groups, params.lr, BETAS, decoupled)
         self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
@@ -272,8 +270,8 @@ class Trainer:
 
     def _set_rates(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
-        for group in self.optimizer.param_groups[1:]:
-            group["lr"] = self.extras.lr * rate / self.params.lr
+        for group, own in zip(self.optimizer.param_groups[1:], self.extras.parameters, strict=True):
+            group["lr"] = own * rate / self.params.lr
         for group in self.table_optimizer.param_groups if self.table_optimizer else ():
             group["lr"] = rate
 

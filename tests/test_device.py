@@ -133,7 +133,7 @@ def of_method(store: SmallStore, model: Any, method: str, options: dict[str, Any
     attach(model, QuantParams(**{"bits": 4} | quant), module, chosen)
     device = next(model.parameters()).device
     calibrate(model, calibration(store, model, 8, 2, 0, device))
-    return own_training(model, chosen, 0)
+    return own_training(model, 0)
 
 
 def expect_no_wait(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,6 +359,7 @@ def test_a_killed_run_ends_with_the_same_bits(longer: tuple[Project, bytes], vic
     kills = 0
     for attempt in range(3):
         log.unlink(missing_ok=True)
+        project.run("python", "-m", "stages.check")  # as `make` does
         process = project.start("dvc", "repro", "--force", "--single-item", "train@sasrec-0")
         wanted = random.randint(2, 12)
         while process.poll() is None and (not log.exists() or log.read_text().count(" epoch ") < wanted):
@@ -379,6 +380,7 @@ def test_a_killed_run_ends_with_the_same_bits(longer: tuple[Project, bytes], vic
         process.wait(30)
         assert attempt == 0 or "resuming after epoch" in log.read_text()
     assert kills
+    project.run("python", "-m", "stages.check")
     output = project.run("dvc", "repro", "--force", "--single-item", "train@sasrec-0")
     assert "resuming after epoch" in output
     assert project.weights() == expected

@@ -180,7 +180,7 @@ def test_a_killed_run_resumes_to_the_same_bits(chains: SmallStore, tmp_path: Pat
             module, options = load_method(method, None)
             attach(model, QuantParams(), module, options)
             calibrate(model, [torch.randint(1, 41, (8, 10), generator=torch.Generator().manual_seed(0))])
-            extras = own_training(model, options, 0)
+            extras = own_training(model, 0)
         train(chains, dataclasses.replace(SPARSE, epochs=epochs, patience=100), model, resume, extras)
         return model
 

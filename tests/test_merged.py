@@ -39,7 +39,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         quantized = [variant for variant in shifts if variant not in models]
         per_model: dict[str, Any] = {model: {} for model in models} | {"sasrec": {}}
         params = PARAMS | {"models": models, "quantized": quantized, "variants": list(shifts), "seeds": [seed]}
-        params |= {"per_model": per_model, "quant": PARAMS["quant"] | changed_params.pop("quant", {})}
+        # One rate at all widths, so that there is one control.
+        params |= {"per_model": per_model, "quant": PARAMS["quant"] | {"lr": 0.0002} | changed_params.pop("quant", {})}
         params |= {"evaluate": PARAMS["evaluate"] | {"bootstrap": 200}} | changed_params
         folder = tmp_path / "parts" / name
         (folder / "ranks").mkdir(parents=True)
@@ -96,6 +97,18 @@ def test_parts_become_variants_by_method_width_and_line(make: Make) -> None:
     rows = Path("metrics/reference/bits/curves.csv").read_text().splitlines()
     assert rows[0] == "variant,seed,epoch,lr" and "lsq-4-all,1,0,0.5" in rows
     command.check(["bits"])
+
+
+def test_without_a_rate_each_has_the_control_of_its_width(make: Make) -> None:
+    """quant.lr empty is the rate of the narrowest width, the control's, too."""
+    whole = WHOLE | {"lsq": 1.0}
+    content = merge(
+        make("a", whole, quant={"bits": 8, "lr": None}),
+        make("b", whole, quant={"bits": 6, "lr": 0.0002}),
+        make("c", whole, quant={"bits": 2, "lr": None}),
+    )
+    compared = {row["variant"]: row["reference"] for row in content["comparisons"] if row["variant"].startswith("lsq")}
+    assert compared == {"lsq-8-all": "control", "lsq-6-all": "control", "lsq-2-all": "control-lr0.002"}
 
 
 def test_tables_alone_are_a_line_with_product_quantization_at_its_bits_a_number(make: Make) -> None:

@@ -182,7 +182,7 @@ def test_a_killed_run_resumes_to_the_same_bits(chains: SmallStore, tmp_path: Pat
             module, options = load_method(method, {})
             attach(model, QuantParams(bits=4), module, options)
             calibrate(model, [torch.randint(1, 41, (8, 10), generator=torch.Generator().manual_seed(0))])
-            extras = own_training(model, options, 0)
+            extras = own_training(model, 0)
         return model, Trainer(model, chains, FAST, 0, device=CPU, extras=extras, validate_start=True)
 
     whole, trainer = start()
@@ -272,7 +272,7 @@ def test_the_quantizers_group_has_its_own_rate_and_no_decay(chains: SmallStore) 
     model = fresh()
     model.register_parameter("own", own)
     params = dataclasses.replace(FAST, weight_decay=0.1, schedule="cosine")
-    trainer = Trainer(model, chains, params, 0, device=CPU, extras=Extras([own], lr=0.5))
+    trainer = Trainer(model, chains, params, 0, device=CPU, extras=Extras({0.5: [own]}))
     weights, quantizers = trainer.optimizer.param_groups
     assert quantizers["params"] == [own]
     assert quantizers["weight_decay"] == 0
@@ -325,7 +325,7 @@ def test_the_recorded_validation_is_that_of_what_is_frozen(chains: SmallStore, m
     module, options = load_method(method, {})
     attach(model, QuantParams(bits=3, table="per_tensor"), module, options)
     calibrate(model, [torch.randint(1, 41, (8, 10), generator=torch.Generator().manual_seed(0))])
-    trainer = Trainer(model, chains, FAST, 0, device=CPU, extras=own_training(model, options, 0), validate_start=True)
+    trainer = Trainer(model, chains, FAST, 0, device=CPU, extras=own_training(model, 0), validate_start=True)
     progress = trainer.run(None, "key", lambda line: None)
     shipped = fresh()
     shipped.load_state_dict({name: t for name, t in model.state_dict().items() if ".quantizer." not in name})

@@ -71,7 +71,7 @@ def quantized(store: Sequences, setting: Setting, size: int, methods: Methods, n
     model = SASRec(setting.model, store.items_count).to(device)
     attach(model, methods.quant, module, options)
     calibrate(model, calibration(store, model, size, 1, 0, device))
-    return trainer(store, setting, size, "float32", own_training(model, options, 0), model)
+    return trainer(store, setting, size, "float32", own_training(model, 0), model)
 
 
 class Epochs:

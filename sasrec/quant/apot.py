@@ -13,11 +13,13 @@ from sasrec.quant.grid import Grid, is_uniform, nearest, nearest_table
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, inside, least_squares, row_sum
 
 TRAINS = True
+# Of `methods.apot.lr`, where it is empty, by the width of each tensor.
+RATES = {1: 0.03, 3: 0.003, 6: 0.001}
 
 
 @dataclass(frozen=True)
 class Options:
-    lr: float = 1e-3  # of the logarithm of alpha
+    lr: float | None = None  # of the logarithm of alpha; null: RATES
 
     def __post_init__(self) -> None:
         within("lr", self.lr, 0)

@@ -14,13 +14,13 @@ from sasrec.errors import UserError
 from sasrec.mapping import from_mapping, unknown
 from sasrec.models.events import Histories
 from sasrec.models.taps import Place, taps
+from sasrec.quant.conventions import EDGE_BITS
 from sasrec.quant.frozen import FrozenTensor, tensors
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
+from sasrec.quant.rates import of_quantizer
 from sasrec.training import Extras
 
 FULL_PRECISION = 32
-# Bits of the first and the last layer, and of the stream between layers, under `quant.preset: paper`.
-EDGE_BITS = 8
 # The stream of states that blocks read and add to: the outputs of the embedding, of each block, and of the last norm. It is
 # what `quant.preset: source` quantizes, and what `paper` does not.
 STREAM = ("embedding", "blocks.*.output", "final")
@@ -36,6 +36,7 @@ class Method(Protocol):
 
     Options: type
     TRAINS: bool  # whether the model is trained on with the quantizers in place
+    # Where options have an `lr` that may be None, `RATES`, too: that of a quantizer's parameters by its width (`quant.rates`).
 
     @staticmethod
     def build(place: Place, bits: int, per_row: bool, options: Any) -> Quantizer | None: ...
@@ -98,6 +99,7 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
             quantizer = method.build(place, bits, per_row, options)
         if quantizer is None:
             continue
+        quantizer.rate = of_quantizer(method, options, bits)
         quantizer.stochastic = place.kind == "table" and params.table_rounding == "stochastic"
         built[name] = quantizer.to(next(model.parameters()).device)
     return built
@@ -174,7 +176,7 @@ def calibrate(model: nn.Module, histories: Iterable[Histories]) -> None:
     model.train(mode)
 
 
-def own_training(model: nn.Module, options: Any, seed: int) -> Extras:
+def own_training(model: nn.Module, seed: int) -> Extras:
     """What the quantizers in place add to a training run."""
 
     all_taps = list(taps(model).values())  # once: the walk over all modules takes a while, and this is done every step
@@ -198,17 +200,18 @@ def own_training(model: nn.Module, options: Any, seed: int) -> Extras:
                 quantizer.refresh(weights[name].detach())
 
     own, weights = parameters(quantizers(model).values())
-    return Extras(own, getattr(options, "lr", 0.0), penalty, on_epoch, refresh, weights=weights)
+    return Extras(own, penalty, on_epoch, refresh, weights=weights)
 
 
-def parameters(built: Iterable[Quantizer]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The quantizers' own parameters, and those that stand in the place of weights."""
-    own: list[nn.Parameter] = []
+def parameters(built: Iterable[Quantizer]) -> tuple[dict[float, list[nn.Parameter]], list[nn.Parameter]]:
+    """The quantizers' own parameters by their rate, and those that stand in the place of weights."""
+    own: dict[float, list[nn.Parameter]] = {}
     weights: list[nn.Parameter] = []
     for quantizer in built:
         weights += quantizer.weights()
         known = {id(parameter) for parameter in quantizer.weights()}
-        own += [parameter for parameter in quantizer.parameters() if id(parameter) not in known]
+        if learned := [parameter for parameter in quantizer.parameters() if id(parameter) not in known]:
+            own.setdefault(quantizer.rate, []).extend(learned)
     return own, weights
 
 

@@ -26,6 +26,8 @@ from typing import Any, Literal
 
 Kind = Literal["weight", "table", "activation"]
 
+# Bits of the first and the last layer, and of the stream between layers, under `quant.preset: paper`.
+EDGE_BITS = 8
 # Below so many bits the weights of DoReFa, and of PACT, which takes them from it, have the paper's grid.
 PAPER_BELOW = 4
 

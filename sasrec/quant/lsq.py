@@ -14,11 +14,13 @@ from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import SMALLEST_SCALE, BinaryQuantizer, Quantizer, by_row, inner, inside, least_squares, mse_scale
 
 TRAINS = True
+# Of `methods.lsq.lr`, where it is empty, by the width of each tensor.
+RATES = {1: 0.03, 3: 0.01, 4: 0.003, 6: 0.001}
 
 
 @dataclass(frozen=True)
 class Options:
-    lr: float = 1e-3  # of the logarithm of the step
+    lr: float | None = None  # of the logarithm of the step; null: RATES
     # paper: 2 mean|v| / sqrt(Qp), section 2.1. mse: least squared error. On a bell-shaped tensor the paper's step is 1.6
     # times the best at 2 to 4 bits and spans 18 standard deviations at 8; for attention weights, whose mean is one over
     # the length, it clips nearly everything. The paper trains for 90 epochs, which mends that; a few epochs do not.

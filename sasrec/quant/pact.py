@@ -16,6 +16,8 @@ from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, by_r
 from sasrec.quant.tanh_weight import TanhWeight
 
 TRAINS = True
+# Of `methods.pact.lr`, where it is empty, by the width of each tensor.
+RATES = {1: 0.01, 6: 0.001}
 
 # SAWB: clip = c1 sqrt(mean w^2) - c2 mean|w|. Fitted by the authors to the best clips of six distributions for symmetric
 # grids with zero; published for these widths alone (3, 15 and 255 levels).
@@ -28,7 +30,7 @@ COARSE_DECAY, FINE_DECAY = 1e-2, 1e-4
 
 @dataclass(frozen=True)
 class Options:
-    lr: float = 1e-3  # of the logarithm of alpha
+    lr: float | None = None  # of the logarithm of alpha; null: RATES
     # Of the L2 term on alpha, section 3.2. alpha's gradient comes from clipped values alone and knows nothing of the rounding,
     # so that it says "wider", and only this term says otherwise. What wider costs grows with the step; the paper, too, finds
     # that fewer bits want more decay. null: COARSE_DECAY at 2 bits, FINE_DECAY from 3 bits on.

@@ -24,12 +24,13 @@ from sasrec.data.sequences import training_part
 from sasrec.errors import UserError
 from sasrec.mapping import within
 from sasrec.models.taps import Place
-from sasrec.quant import attach
+from sasrec.quant import attach, lsq
 from sasrec.quant.frozen import Product
 from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 
 TRAINS = True
+RATES = lsq.RATES
 
 # The tables of items. Of CaFe's two encoders one has intents for items, too few to share centroids.
 TABLES = ("item_table.weight", "output_table.weight", "fine.item_table.weight", "fine.output_table.weight")
@@ -49,7 +50,8 @@ class Options:
     codes: Literal["kmeans", "svd"] = "kmeans"
     iterations: int = 50  # of k-means at most
     rest: Literal["lsq", "ste", "none"] = "lsq"  # what quantizes the other tensors; none: they stay in full precision
-    lr: float = 1e-3  # of the logarithm of LSQ's steps; centroids are trained at quant.lr
+    # Of the logarithm of LSQ's steps; null: LSQ's rates. Centroids are trained at quant.lr.
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         within("splits", self.splits, 1)
@@ -67,7 +69,7 @@ class Prepared:
     assigned: Tensor | None = None
 
     @property
-    def lr(self) -> float:
+    def lr(self) -> float | None:
         return self.options.lr
 
 

@@ -36,14 +36,14 @@ class Quantizer(nn.Module):
     batch: what is not a parameter or a buffer may be computed from x only where x holds all that shares it, which is so
     for a whole weight, and for each row of a table that has a scale per row (sums by `row_sum`). A table with one scale
     for all its rows keeps statistics in a buffer that `refresh` renews.
-    Trainable parameters of a quantizer form a group of their own in the optimizer (rate `methods.<name>.lr`), but for its
-    `weights`.
+    Trainable parameters of a quantizer are in a group of their own in the optimizer, of the rate `rate`
+    (`methods.<name>.lr`), but for its `weights`.
     """
 
     def __init__(self, place: Place, bits: int, per_row: bool, symmetric: bool = False) -> None:
         """per_row: one scale per output channel or table row; else one for the tensor (always so for activations)."""
         super().__init__()
-        self.place, self.bits = place, bits
+        self.place, self.bits, self.rate = place, bits, 0.0
         self.per_row = per_row and place.kind != "activation"
         self.low, self.high = integer_range(bits, place.signed, symmetric)
         # Rounds up or down by chance while it trains (`quant.table_rounding`), from a generator of its own, so that a

@@ -12,6 +12,7 @@ from sasrec.config import QuantParams, TrainParams
 from sasrec.distillation import Distillation
 from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained, with_dropout
+from sasrec.quant import rates
 from sasrec.quant.attach import load_method
 from sasrec.quant.calibration import calibration
 from sasrec.quant.schedule import Schedule
@@ -111,7 +112,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
         train = replace(
             train,
             epochs=quant.epochs,
-            lr=quant.lr,
+            lr=rates.of_weights(quant),
             schedule="cosine",
             warmup=0.0,
             patience=quant.epochs + 1,

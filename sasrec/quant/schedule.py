@@ -48,7 +48,7 @@ class Schedule:
     ) -> None:
         """histories: (batch, length) each, to calibrate activations on. epochs: of the whole run; 0 for a method that does
         not train."""
-        self.model, self.histories, self.options = model, histories, options
+        self.model, self.histories = model, histories
         self.quantizes = getattr(method, "QUANTIZES", True)
         plan = phases(quant, epochs) if self.quantizes and method.TRAINS and epochs else [Phase(0, 1)]
         self.phases = plan
@@ -89,7 +89,7 @@ class Schedule:
                 quantizer.start_epoch(epoch - start, length, seed)
 
         return replace(
-            attach.own_training(self.model, self.options, seed),
+            attach.own_training(self.model, seed),
             parameters=own,
             weights=weights,
             on_epoch=on_epoch,

@@ -110,6 +110,17 @@ def test_one_bit_tables_learn(method: str, options: dict[str, Any], learned: set
     assert {len(row.abs().unique()) for row in after} == {1}
 
 
+def test_without_a_rate_each_width_has_its_own() -> None:
+    """In the optimizer, not in a table alone: 2-bit tables, 4-bit weights, 8-bit activations."""
+    _, trainer = trainer_of("lsq", {}, QuantParams(bits=8, weight_bits=4, embedding_bits=2))
+    trainer.epoch(1)
+    weights, *own = trainer.optimizer.param_groups
+    assert weights["lr"] == TRAIN.lr
+    assert {round(group["lr"], 9): {parameter.numel() for parameter in group["params"]} for group in own} == {
+        0.03: {41, 6}, 0.003: {16}, 0.001: {1},
+    }  # fmt: skip
+
+
 def test_rates_of_both_groups_follow_the_schedule() -> None:
     """A method's own rate is relative to the weights' along the whole schedule."""
     params = dataclasses.replace(TRAIN, schedule="cosine", epochs=2)
