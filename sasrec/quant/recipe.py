@@ -130,6 +130,9 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
         sampled = None if train.loss == "cross_entropy" else train.negatives
         distillation = Distillation(teacher, model, quant.distill, sampled, run.seed)
         extras = replace(extras, distill=distillation, on_epoch=both(extras.on_epoch, distillation.start_epoch))
+    if module.TRAINS:
+        own = ", ".join(f"{rate:g}" for rate in sorted(extras.parameters))
+        run.log(f"learning rate {train.lr:g}" + (f", of what {method} learns besides {own}" if own else ""))
     trainer = Trainer(model, run.store, train, run.seed, device=run.device, extras=extras, validate_start=True)
     progress = trainer.run(resume, f"{method} {run.key}", run.log)
     return Outcome(model, progress.best_epoch, progress.best_ndcg, progress.rows)
