@@ -17,7 +17,7 @@ from sasrec.quant.tanh_weight import TanhWeight
 
 TRAINS = True
 # Of `methods.pact.lr`, where it is empty, by the width of each tensor.
-RATES = {1: 0.01, 6: 0.001}
+RATES = {1: 0.01, 4: 0.003, 6: 0.001}
 
 # SAWB: clip = c1 sqrt(mean w^2) - c2 mean|w|. Fitted by the authors to the best clips of six distributions for symmetric
 # grids with zero; published for these widths alone (3, 15 and 255 levels).
