@@ -59,6 +59,8 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (TrainParams, "train", {"rating_weight": -1}, "train.rating_weight must be at least 0, not -1"),
         (ModelParams, "model", {"dropout": 1}, "model.dropout must be between 0 and 0.95, not 1"),
         (QuantParams, "quant", {"bits": 9}, "quant.bits must be between 2 and 8, not 9"),
+        (QuantParams, "quant", {"lr": 0}, "quant.lr must be above 0 or empty, not 0"),
+        (QuantParams, "quant", {"lr": "fast"}, "quant.lr must be a number"),
         (QuantParams, "quant", {"weight_bits": 1}, "quant.weight_bits must be between 2 and 8, not 1"),
         (QuantParams, "quant", {"activation_bits": 16}, "quant.activation_bits must be between 2 and 8, not 16"),
         (QuantParams, "quant", {"embedding_bits": 0}, "quant.embedding_bits must be between 1 and 8, not 0"),
