@@ -29,6 +29,7 @@ from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
 from sasrec.process import run_once
 from sasrec.quant.attach import load_method
+from sasrec.quant.rates import of_weights
 from stages.common import read_study
 from stages.quantize import plan
 
@@ -114,7 +115,7 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
     for choice, each in studies.items():
         own = measure(each, method, seed)
         recipe = recipe or own
-        plain = {key: getattr(each.quant, key) for key in OF_CONTROL}
+        plain = {key: getattr(each.quant, key) for key in OF_CONTROL} | {"lr": of_weights(each.quant)}
         # Of nothing else does the control depend, so that choices which leave these alone share one.
         control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
         of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
