@@ -14,6 +14,7 @@ from sasrec.checkpoint import load_model, save_model
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.distillation import Distillation, SoftCrossEntropy
 from sasrec.errors import UserError
+from sasrec.models.dropout import Dropping
 from sasrec.models.registry import untrained
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
@@ -151,7 +152,7 @@ def test_dropout_of_its_own_for_whatever_trains(run: Run, trained: SASRec) -> No
     for method in ("control", "lsq"):
         less = make(run, trained, method, dropout=0.0)
         assert not same(less.model, make(run, trained, method).model)
-        rates = {module.rate for module in less.model.modules() if hasattr(module, "rate")}
+        rates = {module.rate for module in less.model.modules() if isinstance(module, Dropping)}
         assert less.model.params.dropout == 0 and rates == {0}
     assert make(run, trained, "ptq", dropout=0.0).model.params == trained.params
     assert make(run, trained, "lsq", init="scratch", dropout=0.0).model.params.dropout == 0
