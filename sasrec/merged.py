@@ -143,8 +143,12 @@ def control_recipe(params: Mapping[str, Any]) -> dict[str, Any]:
     """What of a part's parameters its control depends on, beyond the trained model."""
     quant = from_mapping(QuantParams, params["quant"], "quant")
     scratch = quant.init == "scratch" or quant.preset == "source"
-    own = {key: getattr(quant, key) for key in OF_CONTROL}
-    return own | {"lr": of_weights(quant), "init": "scratch" if scratch else "checkpoint"}
+    return of_control(quant) | {"init": "scratch" if scratch else "checkpoint"}
+
+
+def of_control(quant: QuantParams) -> dict[str, Any]:
+    """What of the section the control depends on, with the rate that an empty `lr` stands for."""
+    return {key: getattr(quant, key) for key in OF_CONTROL} | {"lr": of_weights(quant)}
 
 
 def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:

@@ -24,12 +24,11 @@ from sasrec.evaluation import model_scorer, rank
 from sasrec.files import atomic_folder, read_json, write_json, write_text
 from sasrec.mapping import from_mapping
 from sasrec.measurements import as_csv, read_rows
-from sasrec.merged import OF_CONTROL
+from sasrec.merged import of_control
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
 from sasrec.process import run_once
 from sasrec.quant.attach import load_method
-from sasrec.quant.rates import of_weights
 from stages.common import read_study
 from stages.quantize import plan
 
@@ -115,7 +114,7 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
     for choice, each in studies.items():
         own = measure(each, method, seed)
         recipe = recipe or own
-        plain = {key: getattr(each.quant, key) for key in OF_CONTROL} | {"lr": of_weights(each.quant)}
+        plain = of_control(each.quant)
         # Of nothing else does the control depend, so that choices which leave these alone share one.
         control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
         of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
