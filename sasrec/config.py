@@ -249,6 +249,19 @@ class QuantParams:
         within("max_drop", self.max_drop, 0)
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"lr must be above 0 or empty, not {self.lr}")
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """Raises ValueError for settings that would do nothing, or not what they say."""
+        scratch = self.init == "scratch" or self.preset == "source"
+        mixed = next((name for name in ("budget_kb", "max_drop") if getattr(self, name) is not None), None)
+        if scratch and mixed is not None:
+            raise ValueError(f"{mixed} is found out on a trained model, and from scratch there is none; use init: checkpoint")
+        if self.preset == "source" and self.init == "control":
+            raise ValueError("init: control does not go with preset: source, which trains from scratch")
+        for name in ("delay_epochs", "progressive"):
+            if getattr(self, name) and not scratch and not self.epochs:
+                raise ValueError(f"{name} shares out epochs, and epochs is 0")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ def zero_point(grid: Grid) -> int | None:
         return None
     if low >= 0:
         return 0 if high <= 255 else None
-    return 128 if low >= -128 and high <= 127 else None
+    if low >= -128 and high <= 127:
+        return 128
+    return -int(low) if high - low <= 255 else None  # a learned offset moves all 256 levels
 
 
 @dataclass(frozen=True)

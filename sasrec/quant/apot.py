@@ -43,8 +43,9 @@ def magnitudes(bits: int) -> list[int]:
 def levels(bits: int, signed: bool, spare: bool = False) -> list[int]:
     """Signed: b - 1 bits of magnitude and a sign, 2^b - 1 levels. (8 bits, and so 7 of magnitude, is our extension.)
 
-    spare: the code that is left over stands for -2 alpha, the next power of two. So for signed activations, which the paper
-    does not know: at 2 bits -alpha, 0 and alpha alone lose half of the quality, whatever is learned.
+    spare: the code that is left over stands for -2 alpha, the next power of two. So for signed activations of 2 bits, which
+    the paper does not know: -alpha, 0 and alpha alone lose half of the quality, whatever is learned. From 3 bits on it is worth
+    nothing, and what lies between -2 alpha and -alpha would say to alpha "narrower", where alike values above say "wider".
     """
     if not signed:
         return magnitudes(bits)
@@ -119,7 +120,7 @@ class APoT(Quantizer):
 
     def __init__(self, place: Place, bits: int, per_row: bool, options: Options) -> None:
         super().__init__(place, bits, per_row)
-        own = levels(bits, place.signed, spare=place.kind == "activation")
+        own = levels(bits, place.signed, spare=place.kind == "activation" and bits == 2)
         self.low, self.high = own[0], own[-1]
         self.register_buffer("levels", torch.tensor(own, dtype=torch.float32), persistent=False)
         table = None if is_uniform(self.levels) else self.levels[nearest_table(self.levels)]

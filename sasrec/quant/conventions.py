@@ -12,7 +12,8 @@ b bits; in units of the scale (for APoT, of the smallest term):
 |                         | from 4 bits 2^b - 1           |                           | yes                       |
 | apot                    | weights: 0, +- 2^(b-1) - 1    | 2^b sums of powers of two | yes, but for weights (mu) |
 |                         | sums of powers of two;        |                           |                           |
-|                         | activations: -2 alpha, too    |                           |                           |
+|                         | activations of 2 bits: -2     |                           |                           |
+|                         | alpha, too                    |                           |                           |
 | pq                      | those of `rest`; of the item  | as ptq                    | yes                       |
 |                         | table, the centroids: as ptq  |                           |                           |
 | any, 1 bit              | -1, 1                         |                           | no                        |
@@ -46,12 +47,14 @@ def is_quantized(method: str, kind: Kind, options: Mapping[str, Any] | None = No
     return method != "pq" or kind == "table" or (options or {}).get("rest") != "none"
 
 
-def convention(method: str, bits: int, kind: Kind, options: Mapping[str, Any] | None = None) -> Convention:
-    """What the grid of a tensor is like; whether an activation can be negative moves its levels and leaves their number.
-    options: those of the method that differ from its defaults."""
+def convention(method: str, bits: int, kind: Kind, options: Mapping[str, Any] | None = None, signed: bool = True) -> Convention:
+    """What the grid of a tensor is like. options: those of the method that differ from its defaults. signed: whether it can
+    be negative, which moves the levels of an activation, and changes their number with APoT alone."""
     given = options or {}
     if bits == 1:
         return Convention(2, zero=False, symmetric=True)
+    if method == "apot" and kind == "activation" and signed and bits > 2:
+        return Convention(2**bits - 1, zero=True, symmetric=True)
     if kind == "activation":
         return Convention(2**bits, zero=True, symmetric=False)
     if method == "dorefa" or (method == "pact" and given.get("weights", "dorefa") == "dorefa"):

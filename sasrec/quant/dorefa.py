@@ -10,7 +10,7 @@ from torch import Tensor
 from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.quantizer import FixedScale, Quantizer
-from sasrec.quant.tanh_weight import TanhWeight, WeightGrid
+from sasrec.quant.tanh_weight import Tanh, TanhWeight, WeightGrid
 
 TRAINS = True
 
@@ -19,6 +19,7 @@ TRAINS = True
 class Options:
     # Of the weights: the paper's 2^b levels without 0, or 2^b - 1 with 0 among them; auto: the paper's at 2 and 3 bits.
     grid: WeightGrid = "auto"
+    tanh: Tanh = "scaled"  # of weights in units in which the largest is 1/4 at most; or as they are, as in the paper
     gradient_bits: int | None = None  # of the gradients of activations; null: not quantized
 
     def __post_init__(self) -> None:
@@ -85,4 +86,4 @@ class BoundedActivation(FixedScale):
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
     if place.kind == "activation":
         return BoundedActivation(place, bits, options.gradient_bits)
-    return TanhWeight(place, bits, per_row, options.grid)
+    return TanhWeight(place, bits, per_row, options.grid, options.tanh)

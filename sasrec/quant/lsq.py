@@ -170,7 +170,8 @@ class LSQ(Quantizer):
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         step = self.of_rows(self.log_step.exp(), rows)
         if self.offset is None or self.unit is None:
-            values = self.dithered(x.float(), step)
+            # The noise is not what the step is learned from: through it would come noise, and no gradient scale.
+            values = self.dithered(x.float(), step.detach())
             quantized = LearnedStep.apply(values, step, self.low, self.high, self.gradient_scale)
         else:
             beta = self.offset * self.unit

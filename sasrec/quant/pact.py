@@ -13,7 +13,7 @@ from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, by_row, inner, inside, mse_scale, row_sum
-from sasrec.quant.tanh_weight import TanhWeight
+from sasrec.quant.tanh_weight import Tanh, TanhWeight
 
 TRAINS = True
 # Of `methods.pact.lr`, where it is empty, by the width of each tensor.
@@ -36,6 +36,7 @@ class Options:
     # that fewer bits want more decay. null: COARSE_DECAY at 2 bits, FINE_DECAY from 3 bits on.
     decay: float | None = None
     weights: Literal["dorefa", "sawb"] = "dorefa"
+    tanh: Tanh = "scaled"  # of weights by dorefa, as its option
 
     def __post_init__(self) -> None:
         within("lr", self.lr, 0)
@@ -151,7 +152,7 @@ def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer
     if place.kind == "activation":
         return PACT(place, bits, options)
     if options.weights == "dorefa":
-        return TanhWeight(place, bits, per_row)
+        return TanhWeight(place, bits, per_row, tanh=options.tanh)
     if bits not in SAWB:
         raise UserError(
             f"params.yaml: methods.pact.weights: sawb is published for 2, 4 and 8 bits, and {place.name} has {bits}; "

@@ -28,9 +28,10 @@ def phases(quant: QuantParams, epochs: int) -> list[Phase]:
     delay, widths = quant.delay_epochs, (*(quant.progressive or ()), 1)
     rest = epochs - delay
     if rest < len(widths):
+        scratch = quant.init == "scratch" or quant.preset == "source"
         raise UserError(
             f"params.yaml: {epochs} epochs are too few for quant.delay_epochs: {delay} and {len(widths)} width(s) after it; "
-            "raise quant.epochs"
+            + ("lower delay_epochs" if quant.preset == "source" else f"raise {'train' if scratch else 'quant'}.epochs")
         )
     planned = [Phase(delay + rest * i // len(widths), least) for i, least in enumerate(widths)]
     return [Phase(0, attach.FULL_PRECISION), *planned] if delay else planned

@@ -327,8 +327,12 @@ def _levels(results: Results, quant: QuantParams, methods: Mapping[str, Mapping[
             if not is_quantized(variant.name, kind, methods.get(variant.name)):
                 cells.append("full precision")
                 continue
-            said = convention(variant.name, own or quant.bits, kind, methods.get(variant.name))
-            cells.append(f"{said.levels}<small>{'0 among them' if said.zero else 'without 0'}</small>")
+            both = [
+                convention(variant.name, own or quant.bits, kind, methods.get(variant.name), signed) for signed in (True, False)
+            ]
+            # Of weights and tables, which are all signed, the second is the same.
+            count = " or ".join(str(levels) for levels in sorted({said.levels for said in both}))
+            cells.append(f"{count}<small>{'0 among them' if both[0].zero else 'without 0'}</small>")
         cells_text = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{escape(variant.name)}</th>{cells_text}</tr>')
     if not rows:

@@ -16,7 +16,7 @@ ITEMS = 30
 CATALOGUE = [Item(f"sku/{i}", f"Title {i}", ("a", "b") if i % 2 else (), i * 7 % 11) for i in range(1, ITEMS + 1)]
 SMALL = {"max_len": 8, "hidden": 16}
 # Of methods, where they are not the defaults.
-OPTIONS = {"dorefa-paper": {"grid": "paper"}, "pq": {"splits": 4, "centroids": 8}}
+OPTIONS = {"dorefa-paper": {"grid": "paper"}, "lsq-offset": {"offset": True}, "pq": {"splits": 4, "centroids": 8}}
 
 
 def build(**model: object) -> SASRec:

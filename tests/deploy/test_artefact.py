@@ -91,6 +91,20 @@ def test_the_artefact_scores_as_the_simulation(method: str, bits: int, exported:
     assert int(same.sum()) >= 63  # one state may lie on another side of a rounding
 
 
+@pytest.mark.parametrize("bits", [8, 7, 4])
+def test_a_learned_offset_ships_as_a_zero_point(bits: int, exported: Export) -> None:
+    """At 8 bits its levels reach from anywhere to 255 further on, where others start at -128 or 0."""
+    folder = exported("lsq-offset", bits)
+    stored = quantize("lsq-offset", bits, {})
+    # With the levels of the plain grid all of it would be the other tests'.
+    assert any(float(each.grid.levels[0]) not in (0, -(2 ** (bits - 1))) for each in stored.values())
+    assert "int8" in set(read_manifest(folder)["products"].values())
+    agreement, scores, expected = compared(folder, "lsq-offset", bits)
+    assert agreement.steps <= 1 and agreement.same_elements >= 0.999 * agreement.elements and agreement.same_users >= 63
+    same = ((scores - expected).abs() <= 1e-5 * expected.abs().max()).all(1)
+    assert int(same.sum()) >= 63
+
+
 @pytest.mark.parametrize(
     "model",
     [

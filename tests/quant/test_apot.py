@@ -81,6 +81,19 @@ def test_alpha_gradient(shape: tuple[int, ...]) -> None:
     assert to_x.tolist() == [[0, 1, 1], [1, 1, 0]]
 
 
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+def test_what_is_clipped_on_either_side_of_an_activation_says_wider(build: Build, bits: int) -> None:
+    """Equation 6 with sign(x) beyond the clip: -1 below -alpha, however far, and 1 above alpha."""
+    apot = build("apot", bits, values=torch.randn(2000))
+    assert isinstance(apot, APoT)
+    alpha = apot.log_alpha.detach().exp()
+    x = alpha * torch.tensor([-5.0, -1.3, 1.3, 5.0])
+    torch.testing.assert_close(apot(x), alpha * torch.tensor([-1.0, -1, 1, 1]))
+    for value, sign in zip(x, (-1, -1, 1, 1), strict=True):
+        (to_log,) = torch.autograd.grad(apot(value[None]).sum(), apot.log_alpha)
+        assert float(to_log / alpha) == pytest.approx(sign, abs=1e-5)
+
+
 def test_weights_are_normalised_and_de_normalised(build: Build) -> None:
     """Q((W - mu) / sigma; alpha) sigma + mu; a shifted and stretched row is quantized alike."""
     w = torch.randn(8, 32)

@@ -193,3 +193,24 @@ def test_one_bit_learns_its_step(per_row: bool) -> None:
     assert torch.autograd.gradcheck(lambda s: LearnedSign.apply(values.detach().double(), s, None, 1.0), step)
     ids = torch.tensor([[1, 0], [1, 1]])
     assert torch.equal(quantizer(values[ids], ids), quantizer(values)[ids])
+
+
+def test_noise_of_stochastic_rounding_teaches_the_step_nothing(build: Build) -> None:
+    """The gradient is equation 3 at the values that were rounded, v + (u - 1/2) s, gradient scale included: where u stands
+    for a constant. Through s in them it would be the sum of the noise, without the scale."""
+    values = torch.randn(8, 64)
+    lsq = build("lsq", 4, "table", values=values)
+    lsq.stochastic = True
+    lsq.train().start_epoch(0, 1, seed=3)
+    g = torch.randn_like(values)
+    lsq(values).backward(g)
+    step = lsq.grid().scale
+    lsq.start_epoch(0, 1, seed=3)
+    noise = lsq.noise(values)
+    assert noise is not None
+    scaled = values / step + noise - 0.5
+    residual = torch.where((scaled > -8) & (scaled < 7), scaled.round() - scaled, scaled.clamp(-8, 7))
+    wanted = (g * residual).sum(1, keepdim=True) * step / (64 * 7) ** 0.5
+    found = lsq.get_parameter("log_step").grad
+    assert found is not None
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

@@ -170,6 +170,13 @@ def test_the_page_says_how_many_levels_each_method_has(page: str) -> None:
     assert {name: re.findall(r"<td>(\d+)<", cells) for name, cells in rows} == {"ptq": ["16"] * 3, "lsq": ["16"] * 3}
 
 
+def test_signed_activations_of_apot_have_a_level_less(folder: Path, study: Study) -> None:
+    variants = tuple(replace(one, name="apot") if one.name == "lsq" else one for one in load_results(study).variants)
+    row = _levels(Results(variants, {}), study.quant, {})
+    cells = re.findall(r"<td>([^<]+)<", row[row.index('<th scope="row">apot') :])
+    assert cells == ["15", "15", "15 or 16"]
+
+
 def test_what_pq_leaves_in_full_precision_has_no_levels(folder: Path, study: Study) -> None:
     variants = tuple(replace(one, name="pq") if one.name == "lsq" else one for one in load_results(study).variants)
     for rest, left in (("none", 2), ("lsq", 0)):
