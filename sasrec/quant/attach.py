@@ -115,6 +115,17 @@ def place(model: nn.Module, built: dict[str, Quantizer]) -> None:
             built[name].initialize(weights[name].detach())
 
 
+@torch.no_grad()
+def renew(model: nn.Module, histories: Iterable[Histories]) -> None:
+    """Set the scales of the quantizers in place anew, from the weights and activations as they are now; not of those that
+    hold the weights themselves (`Quantizer.weights`)."""
+    weights = tensors(model)
+    for name, quantizer in quantizers(model).items():
+        if name in weights and not quantizer.weights():
+            quantizer.initialize(weights[name].detach())
+    calibrate(model, histories)
+
+
 def attach(model: nn.Module, params: QuantParams, method: Any, options: Any) -> None:
     """`build` and `place`."""
     place(model, build(model, params, method, options))

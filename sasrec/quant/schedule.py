@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,9 @@ from sasrec.models.events import Histories
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.training import Extras
+
+# Share of the epochs of a training from scratch in which scales are set anew at the start of each.
+SETTLING = 0.25
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Schedule:
     """The quantizers of every phase, all of which exist from the start, so that the optimizer knows their parameters; those
     of the phase that runs are on the model's taps.
 
-    The quantizers of a phase are initialized when it begins, from the weights as they are then.
+    The quantizers of a phase are initialized when it begins, from the weights as they are then. Where these are those of an
+    untrained network, what they grow to is up to 40 times as much (the stream of MovieLens-1M's model), and neither a fixed
+    clip nor a learned one follows: so in the first quarter of a training from scratch scales are set anew at the start of each
+    epoch.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class Schedule:
         not train."""
         self.model, self.histories = model, histories
         self.quantizes = getattr(method, "QUANTIZES", True)
+        scratch = quant.init == "scratch" or quant.preset == "source"
+        self.settling = ceil(SETTLING * epochs) if scratch else 0
         plan = phases(quant, epochs) if self.quantizes and method.TRAINS and epochs else [Phase(0, 1)]
         self.phases = plan
         self.built: list[dict[str, Any]] = [
@@ -85,6 +94,8 @@ class Schedule:
             start = self.phases[number].start
             if epoch == start and number:
                 self.begin(number)
+            elif 0 < epoch <= self.settling and self.built[number]:
+                attach.renew(self.model, self.histories)
             length = (ends[number] if number < len(ends) else epochs) - start
             for quantizer in self.built[number].values():
                 quantizer.start_epoch(epoch - start, length, seed)

@@ -1,5 +1,6 @@
 """Where a quantized model starts, when its quantizers come in, and what else it learns from."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,56 @@ def test_patience_counts_from_the_last_phase(run: Run, trained: SASRec) -> None:
     assert outcome.best_epoch == 4 and attach.quantizers(outcome.model)
 
 
+def test_scales_follow_the_weights_in_the_first_quarter_of_a_training_from_scratch(
+    run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 epochs: set at the start and anew before the second and the third, from the weights as they are then."""
+    renewed: list[int] = []
+    renew = attach.renew
+
+    def recorded(model: SASRec, histories: Any) -> None:
+        renew(model, histories)
+        renewed.append(len(attach.quantizers(model)))
+        fresh = copy.deepcopy(model)
+        attach.calibrate(fresh, histories)
+        table = model.item_table.weight.detach()
+        for name, each in attach.quantizers(fresh).items():
+            if each.place.kind == "activation":
+                assert torch.equal(each.grid().scale, attach.quantizers(model)[name].grid().scale)
+        again = copy.deepcopy(attach.quantizers(model)["item_table.weight"])
+        again.initialize(table)
+        assert torch.equal(again.grid(table).scale, attach.quantizers(model)["item_table.weight"].grid(table).scale)
+
+    monkeypatch.setattr(attach, "renew", recorded)
+    long = dataclasses.replace(run, train=dataclasses.replace(run.train, epochs=8))
+    make(long, trained, "lsq", init="scratch")
+    assert len(renewed) == 2 and all(renewed)
+    make(long, trained, "lsq", epochs=8)
+    assert len(renewed) == 2  # a trained model is calibrated once
+
+
+def test_what_holds_the_weights_is_not_set_anew(run: Run, trained: SASRec) -> None:
+    """The centroids of pq are trained in the place of the table; k-means would throw that away."""
+    module, options = attach.load_method("pq", {"splits": 4, "centroids": 8})
+    model = copy.deepcopy(trained)
+    attach.attach(model, QUANT, module, options)
+    attach.calibrate(model, [torch.randint(1, model.items + 1, (4, 6))])
+    held = attach.quantizers(model)["item_table.weight"].weights()
+    assert held
+    with torch.no_grad():
+        held[0].add_(1)
+    kept = held[0].detach().clone()
+    attach.renew(model, [torch.randint(1, model.items + 1, (4, 6))])
+    assert torch.equal(held[0], kept)
+
+
 @pytest.mark.parametrize(
-    "quant", [{"delay_epochs": 2}, {"progressive": (8,), "bits": 3}, {"distill": 0.5}, {"dropout": 0.0}, {"init": "control"}]
-)
+    "quant",
+    [
+        {"delay_epochs": 2}, {"progressive": (8,), "bits": 3}, {"distill": 0.5}, {"dropout": 0.0}, {"init": "control"},
+        {"init": "scratch"},
+    ],
+)  # fmt: skip
 def test_a_killed_run_ends_with_the_same_bits(
     run: Run, trained: SASRec, quant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
