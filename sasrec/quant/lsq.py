@@ -137,7 +137,7 @@ class LSQ(Quantizer):
         self.offset = nn.Parameter(torch.zeros(())) if offset else None
         self.register_buffer("unit", torch.ones(()) if offset else None)
         # Section 2.2: g = 1 / sqrt(N Qp). For activations N is the features of one token, not of the batch, so that the
-        # gradient does not depend on the batch size.
+        # gradient does not depend on the batch size. (Adam divides any constant factor out again; the rate is `lr` alone.)
         shared = place.features if self.per_row or place.kind == "activation" else place.features * place.rows
         self.gradient_scale = (shared * self.high) ** -0.5
 

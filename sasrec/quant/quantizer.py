@@ -280,7 +280,8 @@ class Sign(torch.autograd.Function):
 
 class BinaryQuantizer(Quantizer):
     """1 bit, the same for every method but LSQ, which learns the scale: sign(w) mean|w| (Rastegari et al. 2016, arXiv
-    1603.05279), with the gradient passed straight through to w where |w| <= 1 (section 3.1). The sign of 0 is +."""
+    1603.05279), with the gradient passed straight through to w where |w| <= 1 (section 3.1; its factor of the scale, and the
+    part of 1/n that reaches w through the scale, are left out). The sign of 0 is +."""
 
     shared_scale: Tensor | None
 
