@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sasrec.models.dropout import set_dropout
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import Linear, Place, Table
 from sasrec.quant import attach
@@ -15,6 +16,7 @@ from sasrec.quant.adaround import (
     RECTIFIED,
     AdaRound,
     Options,
+    enough,
     exponent,
     learn_rounding,
     reconstruct,
@@ -96,6 +98,54 @@ def test_annealing_ends_at_hard_choices() -> None:
     assert float(((h > 0.05) & (h < 0.95)).float().mean()) < 0.02
     free = learned(*layer(), Options(iterations=300, regularizer=0.0))
     assert float(((free > 0.05) & (free < 0.95)).float().mean()) > 0.2
+
+
+def test_regulariser_follows_the_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def record(h: Tensor, beta: float) -> Tensor:
+        seen.append(beta)
+        return regularization(h, beta)
+
+    monkeypatch.setattr("sasrec.quant.adaround.regularization", record)
+    learned(*layer(), Options(iterations=10))
+    assert seen == [exponent(i / 10) for i in range(2, 10)]
+
+
+def test_starts_with_the_weights_as_they_are() -> None:
+    quantizer, weight, inputs = layer()
+    scaled = weight / quantizer.scale
+    torch.testing.assert_close(learned(quantizer, weight, inputs, Options(iterations=1, lr=1e-9)), scaled - scaled.floor())
+
+
+def test_what_is_wanted_is_the_full_precision_layers_output() -> None:
+    """0.4 goes up where the layer gets half of what it should: 0.5 x 1 is nearer to 1 x 0.4 than 0 is; alone it goes down."""
+    weight, full = torch.tensor([[0.4]]), torch.ones(8, 1)
+    quantizer = AdaRound(Place("x", "weight", True, 1, 1), 4, False)
+    quantizer.scale.fill_(1.0)
+    for inputs, up in ((0.5 * full, True), (full, False)):
+        h = learn_rounding(weight, None, quantizer, full, inputs, OPTIONS, torch.Generator().manual_seed(0))
+        assert bool(h >= 0.5) == up
+
+
+def test_rounding_of_a_looked_up_table_counts_its_own_error() -> None:
+    quantizer, weight, inputs = layer()
+    scaled = weight / quantizer.scale
+    own = []
+    for looked_up in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        h = learn_rounding(weight, None, quantizer, inputs, inputs, OPTIONS, generator, looked_up=looked_up)
+        own.append(float((((scaled.floor() + h).clamp(-8, 7) - scaled) ** 2).sum()))
+    assert own[0] < own[1]
+
+
+def test_the_first_real_tokens_of_each_batch() -> None:
+    """The same share of each batch, rounded up."""
+    batches = [torch.ones(8, 5, dtype=torch.long), torch.ones(4, 5, dtype=torch.long)]
+    batches[0][4:, :] = 0  # 20 real tokens of 40, and 20
+    assert [len(batch) for batch in enough(batches, 20)] == [4, 2]
+    assert [len(batch) for batch in enough(batches, 21)] == [5, 3]
+    assert all(torch.equal(some, batch) for some, batch in zip(enough(batches, 100), batches, strict=True))
 
 
 def test_rounds_up_or_down_and_no_further() -> None:
@@ -226,9 +276,19 @@ def test_each_layer_learns_on_what_the_layers_before_it_give(
     moved: list[str] = []
 
     def record(
-        weight: Tensor, bias: object, quantizer: AdaRound, full: Tensor, inputs: Tensor, *_: object, **__: object
+        weight: Tensor,
+        bias: Tensor | None,
+        quantizer: AdaRound,
+        full: Tensor,
+        inputs: Tensor,
+        *_: object,
+        rectified: bool,
+        looked_up: bool,
     ) -> Tensor:
         name = by_weight.get(weight.data_ptr())
+        assert looked_up == (name is None) and rectified == bool(name and name.endswith("feed_forward.inner"))
+        if name is not None:
+            assert bias is not None and torch.equal(bias, live.get_parameter(f"{name}.bias"))
         if name is not None:
             with torch.no_grad():
                 now = inputs_of(live, [name], [histories])[name]
@@ -238,5 +298,6 @@ def test_each_layer_learns_on_what_the_layers_before_it_give(
         return (torch.arange(weight.numel()) % 2).view_as(weight).float()  # anything but the nearest
 
     monkeypatch.setattr("sasrec.quant.adaround.learn_rounding", record)
-    reconstruct(live, [histories], Options(), seed=0)
-    assert moved == names
+    set_dropout(live, 0.5)  # which nothing is learned with
+    reconstruct(live.train(), [histories], Options(), seed=0)
+    assert moved == names and live.training

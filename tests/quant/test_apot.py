@@ -83,7 +83,7 @@ def test_alpha_gradient(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
 def test_what_is_clipped_on_either_side_of_an_activation_says_wider(build: Build, bits: int) -> None:
-    """Equation 6 with sign(x) beyond the clip: -1 below -alpha, however far, and 1 above alpha."""
+    """Section 2.3, sign(x) beyond the clip: -1 below -alpha, however far, and 1 above alpha."""
     apot = build("apot", bits, values=torch.randn(2000))
     assert isinstance(apot, APoT)
     alpha = apot.log_alpha.detach().exp()
@@ -94,12 +94,14 @@ def test_what_is_clipped_on_either_side_of_an_activation_says_wider(build: Build
         assert float(to_log / alpha) == pytest.approx(sign, abs=1e-5)
 
 
-def test_weights_are_normalised_and_de_normalised(build: Build) -> None:
-    """Q((W - mu) / sigma; alpha) sigma + mu; a shifted and stretched row is quantized alike."""
-    w = torch.randn(8, 32)
-    apot = build("apot", 4, "weight", values=w)
+@pytest.mark.parametrize("per_row", [True, False])
+def test_weights_are_normalised_and_de_normalised(build: Build, per_row: bool) -> None:
+    """Q((W - mu) / sigma; alpha) sigma + mu; a shifted and stretched row, or tensor, is quantized alike."""
+    w = torch.randn(8, 32) + 0.5
+    apot = build("apot", 4, "weight", values=w, per_row=per_row)
     assert isinstance(apot, APoT)
-    mu, sigma = w.mean(1, keepdim=True), w.std(1, keepdim=True, correction=0)
+    dims = 1 if per_row else (0, 1)
+    mu, sigma = w.mean(dims, keepdim=True), w.std(dims, keepdim=True, correction=0)
     alpha = apot.log_alpha.detach().exp()
     normalised = ((w - mu) / sigma / alpha).clamp(-1, 1)[..., None]
     own = torch.tensor(levels(4, True)) / 10

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from sasrec.config import ModelParams, QuantParams
 from sasrec.errors import UserError
+from sasrec.models.dropout import set_dropout
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.frozen import thaw
 from sasrec.quant.grid import Grid, half_parts
-from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
+from sasrec.quant.quantizer import BinaryQuantizer, Quantizer, max_scale
 
 Build = Callable[..., Quantizer]
 
@@ -144,6 +145,60 @@ def test_one_scale_a_row_or_one_for_all(build: Build, method: str, options: dict
         assert (len(grid_values(quantizer, values)[-1].unique()) > 2) == own
 
 
+@cases
+@pytest.mark.parametrize("kind", ["weight", "table"])
+def test_statistics_of_a_whole_tensor_are_those_of_the_last_refresh(
+    build: Build, method: str, options: dict[str, Any], kind: str
+) -> None:
+    """One scale for all follows a tensor from refresh to refresh as the scale of a row follows its row at once."""
+    values = torch.randn(8, 16)
+    whole = build(method, 4, kind, values=values, per_row=False, **options)
+    whole.refresh(2 * values)
+    row = build(method, 4, kind, values=values.reshape(1, -1), **options)
+    wanted = row.grid(2 * values.reshape(1, -1)).scale.reshape(())
+    torch.testing.assert_close(whole.grid(2 * values).scale, wanted)
+
+
+def test_statistics_are_renewed_in_training_and_before_freezing(quantized: Callable[..., SASRec]) -> None:
+    live = quantized("ste", 4, {"range": "minmax"}, table="per_tensor", weights="per_tensor")
+    names = ("item_table.weight", "blocks.0.attention.query.weight")
+    refresh = attach.own_training(live, 0).refresh
+
+    def scales(factor: float) -> list[Tensor]:
+        with torch.no_grad():
+            for name in names:
+                live.get_parameter(name).mul_(factor)
+        return [max_scale(live.get_parameter(name), -8, 7, False) for name in names]
+
+    wanted = scales(0.5)
+    refresh()
+    for name, scale in zip(names, wanted, strict=True):
+        torch.testing.assert_close(attach.quantizers(live)[name].grid(live.get_parameter(name)).scale, scale)
+    wanted = scales(0.5)
+    frozen = attach.freeze(live)
+    for name, scale in zip(names, wanted, strict=True):
+        torch.testing.assert_close(frozen[name].grid.scale, scale)
+
+
+@pytest.mark.parametrize("weights", ["per_row", "per_tensor"])
+@pytest.mark.parametrize("table", ["per_row", "per_tensor"])
+def test_rows_are_asked_for_weights_and_tables_apart(quantized: Callable[..., SASRec], weights: str, table: str) -> None:
+    found = attach.freeze(quantized("ptq", 4, weights=weights, table=table))
+    by_row = {name: item.grid.scale.dim() == 2 for name, item in found.items() if item.codes is not None}
+    assert by_row == {name: (table if "table" in name else weights) == "per_row" for name in by_row}
+
+
+def test_calibration_is_on_the_full_precision_model_without_dropout(model: SASRec, histories: Tensor) -> None:
+    with torch.no_grad():
+        wanted = model.encode(histories)[histories != 0]
+    set_dropout(model.train(), 0.5)
+    module, options = attach.load_method("ptq", {"range": "minmax"})
+    attach.attach(model, QuantParams(bits=2), module, options)
+    attach.calibrate(model, [histories])
+    assert model.training
+    torch.testing.assert_close(attach.quantizers(model)["final"].grid().scale, max_scale(wanted, -2, 1, False))
+
+
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("features", [16, 67])
 def test_one_bit_is_sign_and_mean(build: Build, per_row: bool, features: int) -> None:
@@ -153,6 +208,9 @@ def test_one_bit_is_sign_and_mean(build: Build, per_row: bool, features: int) ->
     binary.initialize(values)
     mean = values.abs().mean(1, keepdim=True) if per_row else values.abs().mean()
     torch.testing.assert_close(binary(values), values.sign() * mean)
+    binary.refresh(2 * values)
+    torch.testing.assert_close(binary(2 * values), 2 * values.sign() * mean)
+    binary.refresh(values)
     assert torch.equal(binary(values), grid_values(binary, values))
     ids = torch.tensor([[3, 30], [0, 3]])
     assert torch.equal(binary(values[ids], ids), binary(values)[ids])

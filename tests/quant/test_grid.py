@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sasrec.quant.apot import levels
-from sasrec.quant.grid import Grid
-from sasrec.quant.quantizer import integer_range, max_scale, mse_scale, percentile_scale, row_sum
+from sasrec.quant.grid import Grid, half_parts
+from sasrec.quant.lsq import LearnedOffset, LearnedStep
+from sasrec.quant.pact import LearnedClip
+from sasrec.quant.quantizer import RoundThrough, integer_range, max_scale, mse_scale, percentile_scale, row_sum
 
 scales = st.floats(2**-20, 2**20, width=32)
 numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
@@ -47,6 +49,34 @@ def test_every_value_is_kept(grid: Grid) -> None:
     values = grid.decode(codes)
     assert torch.equal(grid.encode(values), codes)
     assert torch.equal(grid.quantize(values), values)
+
+
+def test_half_way_all_take_the_even_level() -> None:
+    """What trains and what ships: on steps that are powers of two values lie half-way exactly."""
+    x = (torch.arange(-11.0, 11.0) + 0.5) / 4
+    step, alpha = torch.tensor(0.25), torch.tensor(7 / 4)
+    grid = Grid.uniform(4, -8, 7, step)
+    wanted = torch.tensor([min(7, max(-8, 2 * round(float(v * 4) / 2))) for v in x]) / 4
+    found = {
+        "through": RoundThrough.apply(x, step, -8, 7),
+        "step": LearnedStep.apply(x, step, -8, 7, 1.0),
+        "offset": LearnedOffset.apply(x, step, torch.tensor(0.0), 0, -8, 7, 1.0),
+        "clip": LearnedClip.apply(x, alpha, -8, 7),
+        "grid": grid.quantize(x),
+        "codes": grid.decode(grid.encode(x)),
+    }
+    for name, values in found.items():
+        assert torch.equal(values, wanted), name
+
+
+def test_half_scales_keep_11_bits_of_small_scales_and_of_shifts() -> None:
+    """A power of two beside them: float16 itself has 11 bits down to 6e-5 alone."""
+    scale, shift = (1e-7 * torch.rand(50, 1) + 1e-7 for _ in range(2))
+    half = Grid(2, torch.tensor([-1.0, 0.0, 1.0]), scale, shift).with_half_scales()
+    for exact, found in ((scale, half.scale), (shift, half.shift)):
+        torch.testing.assert_close(found, exact, rtol=2**-11, atol=0)
+        parts, unit = half_parts(found)
+        assert torch.equal(parts.float() * unit, found) and not torch.equal(found, exact)
 
 
 def test_rows_have_their_own_scale_and_shift() -> None:
@@ -89,6 +119,7 @@ def test_min_max_and_percentile() -> None:
     assert float(max_scale(x, -4, 3, False)) == pytest.approx(7 / 3)
     assert percentile_scale(x, -4, 3, True, 75).flatten().tolist() == [1.0, pytest.approx(1e-12)]
     assert float(percentile_scale(x, 0, 7, False, 100)) == 1.0
+    assert percentile_scale(x[:1], -4, 3, True, 60).item() == 1.0  # 2.4 of 4 magnitudes, rounded up: 1, 2, 3 are not clipped
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 50, 64, 67])

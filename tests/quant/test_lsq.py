@@ -85,12 +85,13 @@ def test_rate_is_relative_to_the_step(build: Build) -> None:
         assert float(quantizer.grid().scale / before) == pytest.approx(0.99, rel=1e-3)
 
 
-def test_offset_gradient_by_hand() -> None:
+@pytest.mark.parametrize("zero", [1, torch.tensor(1.0)], ids=["number", "tensor"])
+def test_offset_gradient_by_hand(zero: int | Tensor) -> None:
     """LSQ+ on {-2, -1, 0, 1} + zero point 1, s = 0.5, so beta = 0.5 and levels -0.5, 0, 0.5, 1: d/dbeta is 0 inside and 1 at
     the ends and beyond; d/ds is round((v - beta)/s) - (v - beta)/s inside, -Qn or Qp beyond."""
     v = torch.tensor([-1.3, -0.5, -0.1, 0.1, 0.6, 1.0, 1.9], requires_grad=True)
     step, beta = torch.tensor(0.5, requires_grad=True), torch.tensor(0.5, requires_grad=True)
-    out = LearnedOffset.apply(v, step, beta, 1, -2, 1, 1.0)
+    out = LearnedOffset.apply(v, step, beta, zero, -2, 1, 1.0)  # a tensor on a GPU
     assert out.tolist() == [-0.5, -0.5, 0, 0, 0.5, 1, 1]
     wanted: dict[str, list[float]] = {
         "step": [-2, -2, -1 + 1.2, -1 + 0.8, 0 - 0.2, 1, 1],
@@ -150,6 +151,28 @@ def test_offset_starts_and_moves(build: Build) -> None:
         x = values.reshape(8, 500) if kind == "weight" else values.clamp_min(0)
         other = build("lsq", 3, kind, values=x, signed=signed, offset=True)
         assert isinstance(other, LSQ) and other.offset is None
+
+
+def test_the_zero_point_is_the_offset_in_steps_of_now(build: Build) -> None:
+    """beta does not move with the step: at half the step it is twice as many of them; and 0 stays a level."""
+    plus = build("lsq", 4, values=torch.rand(4000) - 0.4, offset=True)
+    assert isinstance(plus, LSQ) and plus.offset is not None
+    for offset, halvings, zero in (
+        (1.0, 0, 1),
+        (1.0, 1, 2),
+        (-1.5, 2, -6),
+        (1.0, 2, 4),
+        (4.0, 1, 8),
+        (9.0, 0, 8),
+        (-9.0, 0, -7),
+    ):
+        with torch.no_grad():
+            plus.offset.fill_(offset)
+            plus.log_step.copy_(plus.unit.log() - halvings * torch.tensor(2.0).log())  # type: ignore[union-attr]
+        levels = plus.grid().levels
+        assert (int(levels[0]), int(levels[-1])) == (-8 + zero, 7 + zero)
+        assert plus(torch.tensor([-1e3, 0.0, 1e3])).tolist() == plus.grid().quantize(torch.tensor([-1e3, 0.0, 1e3])).tolist()
+        assert plus(torch.zeros(1)).item() == 0
 
 
 def test_start_of_lsq_plus_weights(build: Build) -> None:

@@ -124,6 +124,18 @@ def test_sawb_is_the_best_clip_of_a_gaussian(build: Build, bits: int) -> None:
     assert error < 1.25 * least
 
 
+@pytest.mark.parametrize("per_row", [True, False])
+def test_sawb_is_of_the_second_moment_and_the_mean_magnitude(build: Build, per_row: bool) -> None:
+    """clip = (c1 - c2 mean|w| / rms) rms, neither of them about the mean; the ratio is the mean over the rows."""
+    values = torch.randn(32, 256) * torch.logspace(-1, 1, 32)[:, None] + torch.linspace(-1, 1, 32)[:, None]
+    sawb = build("pact", 2, "weight", values=values, weights="sawb", per_row=per_row)
+    x = values if per_row else values.reshape(1, -1)
+    rms = x.square().mean(1, keepdim=True).sqrt()
+    c1, c2 = 2.6, 1.71
+    clip = (c1 - c2 * (x.abs().mean(1, keepdim=True) / rms).mean()) * rms
+    torch.testing.assert_close(sawb.grid(values).scale, clip if per_row else clip[0, 0])
+
+
 def test_sawb_has_no_other_widths(build: Build) -> None:
     with pytest.raises(UserError, match="2, 4 and 8 bits"):
         build("pact", 3, "weight", values=torch.randn(4, 8), weights="sawb")

@@ -184,6 +184,26 @@ def test_the_codes_of_a_product() -> None:
     assert grid.decode(product.codes(grid)).tolist() == [[0, 0, 0, 0], [-0.5, -0.5, 0, -1], [-1, 0.5, 0.5, 0.5]]
 
 
+def test_the_range_of_the_centroids_is_that_of_the_last_refresh() -> None:
+    values = torch.randn(41, 16, generator=seeded())
+    made = quantizer(values, 4, rest="ste", **SMALL)
+    before = made.grid().scale.clone()
+    with torch.no_grad():
+        made.centroids.mul_(2)
+    made.refresh(values)
+    torch.testing.assert_close(made.grid().scale, 2 * before)
+
+
+def test_the_seed_decides_where_each_split_starts() -> None:
+    half = torch.randn(41, 8, generator=seeded())
+    values = torch.cat([half, half], 1)
+    first, again, other = (
+        quantizer(values, prepared=Prepared(Options(splits=2, centroids=8, iterations=1), seed)).centroids for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[:8], first[8:])
+
+
 def test_rounding_by_chance_is_that_of_the_centroids() -> None:
     values = torch.randn(41, 16, generator=seeded())
     made = quantizer(values, 2, **SMALL)
@@ -351,12 +371,12 @@ def test_every_quantile_has_as_many_items_and_the_seed_settles_equal_ones() -> N
 
 def test_centroids_of_assigned_numbers_are_the_means_of_the_trained_parts() -> None:
     values = torch.randn(9, 4, generator=seeded())
-    options = Options(splits=1, centroids=2, codes="svd")
+    options = Options(splits=1, centroids=2, codes="svd", lr=0.5)
     prepared = pq.prepare(options, SmallStore(BLOCKS, 8), 0)
     made = quantizer(values, prepared=prepared)
     torch.testing.assert_close(made.centroids[made.index[1, 0]], values[1:5].mean(0))
     torch.testing.assert_close(made.centroids[made.index[5, 0]], values[5:].mean(0))
-    assert prepared.lr == options.lr
+    assert prepared.lr == 0.5
     with pytest.raises(UserError, match="methods.pq.codes: svd takes the training interactions"):
         quantizer(values, splits=1, centroids=2, codes="svd")
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sasrec.models.dropout import set_dropout
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import Linear
 from sasrec.quant import attach, ptq
@@ -35,6 +36,7 @@ def test_bias_correction_takes_the_mean_error_of_every_layer_away(
     assert min(float((before[name] - wanted[name]).abs().max()) for name in wanted) > 1e-3
     ptq.reconstruct(live, [histories], ptq.Options(), seed=0)
     assert all(torch.equal(before[name], mean) for name, mean in outputs(live, histories, quantized=True).items())
+    set_dropout(live, 0.5)  # which the means are taken without
     ptq.reconstruct(live.train(), [histories], ptq.Options(bias_correction=True), seed=0)
     assert live.training
     after = outputs(live.eval(), histories, quantized=True)

@@ -21,6 +21,7 @@ from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.adaround import AdaRound
+from sasrec.quant.calibration import calibration
 from sasrec.quant.quantizer import Quantizer, mse_scale
 from sasrec.quant.recipe import Outcome, Run, quantize
 from sasrec.quant.schedule import Phase, Schedule, phases
@@ -96,6 +97,102 @@ def test_the_delay_is_the_controls_training_to_the_bit(trained: SASRec) -> None:
     before = table.grid().scale.clone()
     trainer.epoch(3)
     assert not torch.equal(table.grid().scale, before)
+
+
+def test_a_phase_counts_its_own_epochs_and_is_calibrated_when_it_begins(
+    trained: SASRec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a share of the epochs, as that after which STE's ranges stand still, is one of the phase."""
+    seen: list[tuple[int, int, int, int]] = []
+    plain = Quantizer.start_epoch
+
+    def record(self: Quantizer, epoch: int, epochs: int, seed: int) -> None:
+        seen.append((self.bits, epoch, epochs, seed))
+        plain(self, epoch, epochs, seed)
+
+    monkeypatch.setattr(Quantizer, "start_epoch", record)
+    model = SASRec(trained.params, trained.items)
+    model.load_state_dict(trained.state_dict())
+    module, options = attach.load_method("ste", None)
+    histories = [torch.tensor([[0, 1, 2, 3]])]
+    quant = dataclasses.replace(QUANT, delay_epochs=1, progressive=(8,))
+    extras = Schedule(model, quant, module, options, histories, 5).extras(7)
+    found = []
+    for epoch in range(5):
+        seen.clear()
+        extras.on_epoch(epoch, 5)
+        found.append(sorted(set(seen)))
+        with torch.no_grad():
+            model.item_table.weight.mul_(1.5)  # as training would
+        if epoch in (1, 3):
+            now = attach.quantizers(model)["embedding"].grid().scale.clone()
+            with torch.no_grad():
+                model.item_table.weight.div_(1.5)
+            attach.calibrate(model, histories)
+            torch.testing.assert_close(attach.quantizers(model)["embedding"].grid().scale, now)
+    assert found == [[], [(8, 0, 2, 7)], [(8, 1, 2, 7)], [(4, 0, 2, 7)], [(4, 1, 2, 7)]]
+
+
+class Stopped(Exception):
+    """Where a training run would begin."""
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, run: Run, model: SASRec, method: str, **quant: Any) -> dict[str, Any]:
+    """What the first trainer of the recipe is given."""
+    given: dict[str, Any] = {}
+
+    def begin(model: Any, store: Any, params: TrainParams, seed: int, **others: Any) -> None:
+        given.update(others, model=model, params=params, seed=seed)
+        raise Stopped
+
+    monkeypatch.setattr("sasrec.quant.recipe.Trainer", begin)
+    with pytest.raises(Stopped):
+        make(run, model, method, **quant)
+    return given
+
+
+@pytest.mark.parametrize("method", ["control", "lsq"])
+def test_fine_tuning_has_a_rate_a_length_and_a_schedule_of_its_own(
+    run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    train = dataclasses.replace(TRAIN, epochs=40, warmup=0.2, patience=1, rating_weight=0.5, final_dropout=0.3)
+    given = begun(monkeypatch, dataclasses.replace(run, train=train, seed=3), trained, method, epochs=6, lr=0.007)
+    assert given["params"] == dataclasses.replace(
+        train, epochs=6, lr=0.007, schedule="cosine", warmup=0.0, patience=7, rating_weight=0.0, final_dropout=None
+    )
+    assert given["seed"] == 3 and given["validate_start"]
+    own = begun(monkeypatch, run, trained, method, bits=8, embedding_bits=2, lr=None)  # by the narrowest width
+    assert own["params"].lr == 2e-3
+
+
+@pytest.mark.parametrize(("loss", "sampled"), [("cross_entropy", None), ("bce", 5)])
+@pytest.mark.parametrize("quant", [{}, {"init": "control"}, {"preset": "source"}], ids=str)
+def test_the_teacher_is_the_model_that_was_given(
+    run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch, loss: Any, sampled: int | None, quant: dict[str, Any]
+) -> None:
+    """In full precision, also of the control from which a method starts; its draws are renewed with every epoch."""
+    train = dataclasses.replace(run.train, loss=loss, negatives=5)
+    extras = begun(monkeypatch, dataclasses.replace(run, train=train), trained, "lsq", distill=0.25, **quant)["extras"]
+    distill = extras.distill
+    assert isinstance(distill, Distillation)
+    assert same(distill.teacher, trained) and not attach.quantizers(distill.teacher) and not distill.teacher.training
+    assert (distill.weight, distill.sampled) == (0.25, sampled)
+    draws = []
+    for epoch in (2, 3, 2):
+        extras.on_epoch(epoch, 20 if quant.get("preset") else 4)
+        draws.append(distill.generator.integers(1000, size=8).tolist())
+    assert draws[0] == draws[2] != draws[1]
+
+
+def test_calibration_is_on_the_first_training_batches_of_the_seed(trained: SASRec) -> None:
+    """Without the two items of each user that are held out."""
+    store = SmallStore([[*range(1 + user, 9 + user), 39, 40] for user in range(20)], 40)
+    found, other = (calibration(store, trained, 4, 3, seed, CPU) for seed in (0, 1))
+    assert [len(batch) for batch in found] == [4, 4, 4]
+    # Of a user's 8 training items the last is but a target.
+    assert max(int(batch.max()) for batch in calibration(store, trained, 4, 99, 0, CPU)) == 26
+    assert not torch.equal(torch.cat(found), torch.cat(other))
+    assert torch.equal(torch.cat(found), torch.cat(calibration(store, trained, 4, 3, 0, CPU)))
 
 
 def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRec) -> None:
@@ -265,9 +362,11 @@ def test_distillation_is_part_of_every_trained_method_and_the_control(run: Run, 
 
 
 def test_adaround_as_the_last_step_keeps_the_trained_steps(run: Run, trained: SASRec) -> None:
-    after = make(run, trained, "adaround", {"after": "lsq", "iterations": 20})
-    lsq = make(run, trained, "lsq")
+    after = make(run, trained, "adaround", {"after": "lsq", "after_options": {"lr": 0.05}, "iterations": 20})
+    lsq = make(run, trained, "lsq", {"lr": 0.05})
     assert same(after.model, lsq.model) and after.best_epoch == lsq.best_epoch
+    # What is reported is of the rounded model.
+    assert after.ndcg == Trainer(after.model, run.store, run.train, 0, device=CPU).validate()[2]
     rounded, learned = attach.freeze(after.model), attach.freeze(lsq.model)
     for name, quantizer in attach.quantizers(after.model).items():
         assert torch.equal(rounded[name].grid.scale, learned[name].grid.scale)
@@ -339,6 +438,12 @@ def test_tables_round_by_chance_in_training_alone(run: Run, trained: SASRec) -> 
     assert torch.equal(quantizer.eval()(table), grid.quantize(table))
     quantizer.start_epoch(3, 400, seed=0)
     assert torch.equal(quantizer.train()(table), draws[3])  # a resumed run draws the same
+    positions = attach.quantizers(model)["position_table.weight"]
+    for each, seed in ((quantizer, 1), (positions, 0)):  # another seed and another table do not
+        each.train().start_epoch(3, 400, seed)
+        noise = each.noise(table)
+        quantizer.start_epoch(3, 400, 0)
+        assert noise is not None and not torch.equal(noise, quantizer.noise(table))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["ste", "lsq", "pact", "dorefa", "apot"])
@@ -354,6 +459,8 @@ def test_chance_takes_the_two_levels_around(method: str, bits: int, trained: SAS
     ids = torch.arange(1, 4)
     quantizer.train().start_epoch(0, 1, 0)
     draws = torch.stack([quantizer(table, ids).detach() for _ in range(300)])
+    quantizer.start_epoch(0, 1, 0)
+    assert torch.equal(quantizer(table, ids), draws[0])  # a resumed run draws the same
     allowed = quantizer.grid(model.item_table.weight.detach())
     levels = allowed.levels * allowed.scale[ids]
     assert (draws[..., None] - levels[:, None]).abs().amin(-1).max() < 1e-6

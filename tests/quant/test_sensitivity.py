@@ -12,7 +12,7 @@ from sasrec.errors import UserError
 from sasrec.models.sasrec import SASRec
 from sasrec.quant import attach
 from sasrec.quant.budgets import assignments
-from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, front, measure, mixed, stored_bytes
+from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, front, joint_rise, measure, mixed, smallest_within, stored_bytes
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
 
@@ -116,6 +116,27 @@ def test_drop(store: SmallStore, trained: SASRec, validation: Validation) -> Non
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
+@pytest.mark.parametrize(("limit", "chosen"), [(9.0, 0), (0.7, 0), (0.65, 1), (0.3, 4), (0.25, 5), (0.1, 6)])
+def test_the_smallest_within_a_limit_by_hand(
+    trained: SASRec, validation: Validation, limit: float, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rises = [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    found = [(10 * i, 0.0, {"a": i}) for i in range(7)]
+    monkeypatch.setattr("sasrec.quant.sensitivity.joint_rise", lambda *given: 2.0 + rises[given[3]["a"]])
+    quant = dataclasses.replace(QUANT, max_drop=limit + 1e-6)
+    assert smallest_within(trained, quant, HISTORIES, found, validation, 2.0) == (found[chosen], pytest.approx(rises[chosen]))
+
+
+def test_a_budget_is_in_thousands_of_bytes(store: SmallStore, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sasrec.quant.sensitivity.measure", lambda *_: (2.0, COSTS))
+    monkeypatch.setattr("sasrec.quant.sensitivity.joint_rise", lambda *_: 2.1)
+    for budget, size in ((0.11, 110), (0.1399, 110), (0.14, 140), (0.4399, 140), (0.44, 440), (9.0, 440)):
+        logged: list[str] = []
+        quant = mixed(trained, store, dataclasses.replace(QUANT, budget_kb=budget), HISTORIES, logged.append)
+        assert quant.overrides == next(widths for own, _, widths in front(COSTS) if own == size)
+        assert "+0.1000" in logged[0]
+
+
 def test_what_cannot_be_had(store: SmallStore, trained: SASRec) -> None:
     def ask(**quant: Any) -> QuantParams:
         return mixed(trained, store, dataclasses.replace(QUANT, **quant), HISTORIES, lambda line: None)
@@ -147,9 +168,10 @@ def test_mixed_widths_stand_beside_uniform_ones(trained: SASRec, validation: Val
     mixed_rows = [row for row in rows if row.name == "budget"]
     assert mixed_rows and all(row.bytes <= uniform[row.bits].bytes for row in mixed_rows)
     assert all(len(set(row.widths.values())) > 1 for row in mixed_rows)
-    for row in rows:
-        if row.name == "same loss":
-            assert row.bits == 3 and row.rise <= uniform[3].rise
+    (same,) = (row for row in rows if row.name == "same loss")
+    assert same.bits == 3 and same.rise <= uniform[3].rise and same.bytes < uniform[8].bytes
+    for row in (*mixed_rows, same):  # measured, too
+        assert row.rise == pytest.approx(joint_rise(trained, QUANT, HISTORIES, row.widths, validation) - full, abs=1e-6)
     assert not attach.quantizers(trained)
 
 

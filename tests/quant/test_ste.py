@@ -28,6 +28,10 @@ def test_moving_average_of_the_largest_magnitude(build: Build) -> None:
     ste(x, mask=mask)
     # The batch: 2 / 3 beats -2.5 / -4; a quarter of the way from 1 to it.
     assert float(ste.widest) == pytest.approx(0.75 + 0.25 * 2 / 3)
+    before = float(ste.widest)
+    ste(-4 * x, mask=mask)  # here 10 / 3 beats -8 / -4, and
+    ste(x * torch.tensor([1.0, 8.0]), mask=mask)  # -20 / -4 beats 4 / 3
+    assert float(ste.widest) == pytest.approx(0.75 * (0.75 * before + 0.25 * 10 / 3) + 0.25 * 20 / 4)
 
 
 @pytest.mark.parametrize("unsigned", [False, True])

@@ -79,6 +79,18 @@ def test_what_is_learned_is_in_the_optimizer_and_moves(
     assert not [name for name, value in weights.items() if torch.equal(model.get_parameter(name), value)]
 
 
+def test_the_decay_of_clips_is_part_of_the_loss() -> None:
+    """With so much of it that what else alpha learns from does not matter, every clip shrinks."""
+    model, trainer = trainer_of("pact", {"lr": 0.01, "decay": 100.0}, QuantParams(bits=4))
+    alphas = own_parameters(model)
+    before = {name: float(alpha.detach()) for name, alpha in alphas.items()}
+    penalty = trainer.extras.penalty()
+    assert penalty is not None
+    assert float(penalty.detach()) == pytest.approx(100 * sum(np.exp(2 * alpha) for alpha in before.values()), rel=1e-4)
+    trainer.epoch(1)
+    assert before and not [name for name, alpha in alphas.items() if float(alpha.detach()) >= before[name]]
+
+
 @methods
 @pytest.mark.parametrize("tables", [2, 1])
 def test_a_later_width_is_learned_by_the_same_optimizer(
