@@ -251,16 +251,20 @@ class QuantParams:
             raise ValueError(f"lr must be above 0 or empty, not {self.lr}")
         self._check_training()
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether what trains starts from an untrained network."""
+        return self.init == "scratch" or self.preset == "source"
+
     def _check_training(self) -> None:
         """Raises ValueError for settings that would do nothing, or not what they say."""
-        scratch = self.init == "scratch" or self.preset == "source"
         mixed = next((name for name in ("budget_kb", "max_drop") if getattr(self, name) is not None), None)
-        if scratch and mixed is not None:
+        if self.from_scratch and mixed is not None:
             raise ValueError(f"{mixed} is found out on a trained model, and from scratch there is none; use init: checkpoint")
         if self.preset == "source" and self.init == "control":
             raise ValueError("init: control does not go with preset: source, which trains from scratch")
         for name in ("delay_epochs", "progressive"):
-            if getattr(self, name) and not scratch and not self.epochs:
+            if getattr(self, name) and not self.from_scratch and not self.epochs:
                 raise ValueError(f"{name} shares out epochs, and epochs is 0")
 
 

@@ -142,8 +142,7 @@ class Grid:
 def control_recipe(params: Mapping[str, Any]) -> dict[str, Any]:
     """What of a part's parameters its control depends on, beyond the trained model."""
     quant = from_mapping(QuantParams, params["quant"], "quant")
-    scratch = quant.init == "scratch" or quant.preset == "source"
-    return of_control(quant) | {"init": "scratch" if scratch else "checkpoint"}
+    return of_control(quant) | {"init": "scratch" if quant.from_scratch else "checkpoint"}
 
 
 def of_control(quant: QuantParams) -> dict[str, Any]:

@@ -32,10 +32,13 @@ def phases(quant: QuantParams, epochs: int) -> list[Phase]:
     delay, widths = quant.delay_epochs, (*(quant.progressive or ()), 1)
     rest = epochs - delay
     if rest < len(widths):
-        scratch = quant.init == "scratch" or quant.preset == "source"
         raise UserError(
             f"params.yaml: {epochs} epochs are too few for quant.delay_epochs: {delay} and {len(widths)} width(s) after it; "
-            + ("lower delay_epochs" if quant.preset == "source" else f"raise {'train' if scratch else 'quant'}.epochs")
+            + (
+                "lower delay_epochs"
+                if quant.preset == "source"
+                else f"raise {'train' if quant.from_scratch else 'quant'}.epochs"
+            )
         )
     planned = [Phase(delay + rest * i // len(widths), least) for i, least in enumerate(widths)]
     return [Phase(0, attach.FULL_PRECISION), *planned] if delay else planned
@@ -58,8 +61,7 @@ class Schedule:
         not train."""
         self.model, self.histories = model, histories
         self.quantizes = getattr(method, "QUANTIZES", True)
-        scratch = quant.init == "scratch" or quant.preset == "source"
-        self.settling = ceil(SETTLING * epochs) if scratch else 0
+        self.settling = ceil(SETTLING * epochs) if quant.from_scratch else 0
         plan = phases(quant, epochs) if self.quantizes and method.TRAINS and epochs else [Phase(0, 1)]
         self.phases = plan
         self.built: list[dict[str, Any]] = [

@@ -124,7 +124,8 @@ def test_the_smallest_within_a_limit_by_hand(
     found = [(10 * i, 0.0, {"a": i}) for i in range(7)]
     monkeypatch.setattr("sasrec.quant.sensitivity.joint_rise", lambda *given: 2.0 + rises[given[3]["a"]])
     quant = dataclasses.replace(QUANT, max_drop=limit + 1e-6)
-    assert smallest_within(trained, quant, HISTORIES, found, validation, 2.0) == (found[chosen], pytest.approx(rises[chosen]))
+    best, rise = smallest_within(trained, quant, HISTORIES, found, validation, 2.0)
+    assert best == found[chosen] and rise == pytest.approx(rises[chosen])
 
 
 def test_a_budget_is_in_thousands_of_bytes(store: SmallStore, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
