@@ -44,8 +44,8 @@ def levels(bits: int, signed: bool, spare: bool = False) -> list[int]:
     """Signed: b - 1 bits of magnitude and a sign, 2^b - 1 levels. (8 bits, and so 7 of magnitude, is our extension.)
 
     spare: the code that is left over stands for -2 alpha, the next power of two. So for signed activations of 2 bits, which
-    the paper does not know: -alpha, 0 and alpha alone lose half of the quality, whatever is learned. From 3 bits on it is worth
-    nothing, and what lies between -2 alpha and -alpha would say to alpha "narrower", where alike values above say "wider".
+    the paper does not know: -alpha, 0 and alpha alone lose half of the quality, whatever is learned. From 3 bits on training
+    does better without: what lies between -1.5 alpha and -alpha says to alpha "narrower" with it, and the same above "wider".
     """
     if not signed:
         return magnitudes(bits)
