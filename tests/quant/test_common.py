@@ -12,13 +12,12 @@ from torch import Tensor
 
 from sasrec.config import ModelParams, QuantParams
 from sasrec.errors import UserError
-from sasrec.models.dropout import set_dropout
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.frozen import thaw
 from sasrec.quant.grid import Grid, half_parts
-from sasrec.quant.quantizer import BinaryQuantizer, Quantizer, max_scale
+from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 
 Build = Callable[..., Quantizer]
 
@@ -157,46 +156,6 @@ def test_statistics_of_a_whole_tensor_are_those_of_the_last_refresh(
     row = build(method, 4, kind, values=values.reshape(1, -1), **options)
     wanted = row.grid(2 * values.reshape(1, -1)).scale.reshape(())
     torch.testing.assert_close(whole.grid(2 * values).scale, wanted)
-
-
-def test_statistics_are_renewed_in_training_and_before_freezing(quantized: Callable[..., SASRec]) -> None:
-    live = quantized("ste", 4, {"range": "minmax"}, table="per_tensor", weights="per_tensor")
-    names = ("item_table.weight", "blocks.0.attention.query.weight")
-    refresh = attach.own_training(live, 0).refresh
-
-    def scales(factor: float) -> list[Tensor]:
-        with torch.no_grad():
-            for name in names:
-                live.get_parameter(name).mul_(factor)
-        return [max_scale(live.get_parameter(name), -8, 7, False) for name in names]
-
-    wanted = scales(0.5)
-    refresh()
-    for name, scale in zip(names, wanted, strict=True):
-        torch.testing.assert_close(attach.quantizers(live)[name].grid(live.get_parameter(name)).scale, scale)
-    wanted = scales(0.5)
-    frozen = attach.freeze(live)
-    for name, scale in zip(names, wanted, strict=True):
-        torch.testing.assert_close(frozen[name].grid.scale, scale)
-
-
-@pytest.mark.parametrize("weights", ["per_row", "per_tensor"])
-@pytest.mark.parametrize("table", ["per_row", "per_tensor"])
-def test_rows_are_asked_for_weights_and_tables_apart(quantized: Callable[..., SASRec], weights: str, table: str) -> None:
-    found = attach.freeze(quantized("ptq", 4, weights=weights, table=table))
-    by_row = {name: item.grid.scale.dim() == 2 for name, item in found.items() if item.codes is not None}
-    assert by_row == {name: (table if "table" in name else weights) == "per_row" for name in by_row}
-
-
-def test_calibration_is_on_the_full_precision_model_without_dropout(model: SASRec, histories: Tensor) -> None:
-    with torch.no_grad():
-        wanted = model.encode(histories)[histories != 0]
-    set_dropout(model.train(), 0.5)
-    module, options = attach.load_method("ptq", {"range": "minmax"})
-    attach.attach(model, QuantParams(bits=2), module, options)
-    attach.calibrate(model, [histories])
-    assert model.training
-    torch.testing.assert_close(attach.quantizers(model)["final"].grid().scale, max_scale(wanted, -2, 1, False))
 
 
 @pytest.mark.parametrize("per_row", [True, False])
@@ -409,19 +368,6 @@ def test_positions_from_the_left_are_quantized_alike_in_any_batch(
         assert torch.equal(states, plain.encode(histories))
         assert torch.equal(model.encode(histories[:1]), states[:1])
         torch.testing.assert_close(model.encode(histories[:1, 3:])[0], states[0, 3:], rtol=0, atol=1e-5)
-
-
-def test_calibration_ignores_padding(model: SASRec, histories: Tensor) -> None:
-    """Every tap records the same values with more padding; zeros of hidden keys are not counted."""
-    recorded = []
-    for batch in (histories, torch.nn.functional.pad(histories, (2, 0))):
-        with attach.recording(model) as recorders, torch.no_grad():
-            model.encode(batch)
-        recorded.append({name: recorder.sample() for name, recorder in recorders.items() if recorder.parts})
-    assert len(recorded[0]) == 20
-    for name, values in recorded[0].items():
-        more = recorded[1][name]
-        torch.testing.assert_close(values[values != 0].sort().values, more[more != 0].sort().values, rtol=0, atol=1e-5)
 
 
 @cases

@@ -242,21 +242,6 @@ def test_scales_follow_the_weights_in_the_first_quarter_of_a_training_from_scrat
     assert len(renewed) == 2  # a trained model is calibrated once
 
 
-def test_what_holds_the_weights_is_not_set_anew(run: Run, trained: SASRec) -> None:
-    """The centroids of pq are trained in the place of the table; k-means would throw that away."""
-    module, options = attach.load_method("pq", {"splits": 4, "centroids": 8})
-    model = copy.deepcopy(trained)
-    attach.attach(model, QUANT, module, options)
-    attach.calibrate(model, [torch.randint(1, model.items + 1, (4, 6))])
-    held = attach.quantizers(model)["item_table.weight"].weights()
-    assert held
-    with torch.no_grad():
-        held[0].add_(1)
-    kept = held[0].detach().clone()
-    attach.renew(model, [torch.randint(1, model.items + 1, (4, 6))])
-    assert torch.equal(held[0], kept)
-
-
 @pytest.mark.parametrize(
     "quant",
     [
@@ -415,65 +400,3 @@ def test_an_untied_model_is_saved_as_such_with_the_card_of_the_tied_one(run: Run
     save_model(tmp_path / "own", own, own.state_dict(), card)
     again, card = load_model(tmp_path / "own")
     assert not again.params.tied and card["z"] == 1 and same(again, own)
-
-
-def test_tables_round_by_chance_in_training_alone(run: Run, trained: SASRec) -> None:
-    module, options = attach.load_method("lsq", None)
-    model = SASRec(trained.params, trained.items)
-    model.load_state_dict(trained.state_dict())
-    attach.attach(model, dataclasses.replace(QUANT, bits=2, table_rounding="stochastic"), module, options)
-    quantizer = attach.quantizers(model)["item_table.weight"]
-    assert {name for name, each in attach.quantizers(model).items() if each.stochastic} == {
-        "item_table.weight",
-        "position_table.weight",
-    }
-    table = model.item_table.weight.detach()
-    before = torch.get_rng_state()
-    draws = []
-    for epoch in range(400):
-        quantizer.start_epoch(epoch, 400, seed=0)
-        draws.append(quantizer.train()(table).detach())
-    assert torch.equal(torch.get_rng_state(), before)
-    grid = quantizer.grid(table)
-    inside = ((table / grid.scale) > grid.levels[0]) & ((table / grid.scale) < grid.levels[-1])
-    mean = torch.stack(draws).mean(0)
-    torch.testing.assert_close((mean / grid.scale)[inside], (table / grid.scale)[inside], rtol=0, atol=0.15)
-    assert ((draws[0] / grid.scale - table / grid.scale).abs()[inside] < 1 + 1e-5).all()
-    assert torch.equal(quantizer.eval()(table), grid.quantize(table))
-    quantizer.start_epoch(3, 400, seed=0)
-    assert torch.equal(quantizer.train()(table), draws[3])  # a resumed run draws the same
-    positions = attach.quantizers(model)["position_table.weight"]
-    for each, seed in ((quantizer, 1), (positions, 0)):  # another seed and another table do not
-        each.train().start_epoch(3, 400, seed)
-        noise = each.noise(table)
-        quantizer.start_epoch(3, 400, 0)
-        assert noise is not None and not torch.equal(noise, quantizer.noise(table))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("method", ["ste", "lsq", "pact", "dorefa", "apot"])
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_chance_takes_the_two_levels_around(method: str, bits: int, trained: SASRec) -> None:
-    """In every method: the level above or below, and on average the value (of tanh for those that go through it)."""
-    module, options = attach.load_method(method, None)
-    model = SASRec(trained.params, trained.items)
-    model.load_state_dict(trained.state_dict())
-    attach.attach(model, dataclasses.replace(QUANT, bits=2, embedding_bits=bits, table_rounding="stochastic"), module, options)
-    quantizer: Quantizer = attach.quantizers(model)["item_table.weight"]
-    table = model.item_table.weight.detach()[1:4]
-    ids = torch.arange(1, 4)
-    quantizer.train().start_epoch(0, 1, 0)
-    draws = torch.stack([quantizer(table, ids).detach() for _ in range(300)])
-    quantizer.start_epoch(0, 1, 0)
-    assert torch.equal(quantizer(table, ids), draws[0])  # a resumed run draws the same
-    allowed = quantizer.grid(model.item_table.weight.detach())
-    levels = allowed.levels * allowed.scale[ids]
-    assert (draws[..., None] - levels[:, None]).abs().amin(-1).max() < 1e-6
-    counts = torch.tensor([[len(draws[:, i, j].unique()) for j in range(table.shape[1])] for i in range(3)])
-    assert counts.max() == 2
-    value = table
-    if method in ("pact", "dorefa") and bits > 1:
-        unit = quantizer.get_buffer("unit")
-        value = (table / unit).tanh() * unit
-    clipped = value.clamp(levels.amin(1, keepdim=True), levels.amax(1, keepdim=True))
-    gap = (levels[:, 1:] - levels[:, :-1]).amax()
-    assert (draws.mean(0) - clipped).abs().max() < 0.15 * gap
