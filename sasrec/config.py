@@ -215,6 +215,9 @@ class QuantParams:
     dropout: float | None = None  # of the training with quantizers, and of the control's; None: the model's
     table: Literal["per_row", "per_tensor"] = "per_row"
     weights: Literal["per_row", "per_tensor"] = "per_row"
+    # Of what blocks pass on to each other, which enters no product: a scale per feature, or one.
+    stream: Literal["per_feature", "per_tensor"] = "per_feature"
+    centre: bool = True  # take the means off what norms give and off keys, into biases, before a trained model is quantized
     calibration_batches: int = 8
     distill: float = 0.0  # share of the loss that is the divergence from the full-precision model's scores
     delay_epochs: int = 0  # of quant.epochs, trained before the quantizers come in

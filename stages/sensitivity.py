@@ -17,12 +17,13 @@ from sasrec.models.events import asked_by
 from sasrec.process import set_up
 from sasrec.quant.budgets import Assignment, assignments
 from sasrec.quant.calibration import calibration
+from sasrec.quant.centring import centre
 from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, measure
 from stages.common import run
 
 SECTIONS = (
     "seeds", "threads", "device", "model", "train", "per_model.<quant.model>",
-    "quant.model", "quant.table", "quant.weights", "quant.calibration_batches",
+    "quant.model", "quant.table", "quant.weights", "quant.stream", "quant.centre", "quant.calibration_batches",
 )  # fmt: skip
 SHOWN = (4, 2)  # bits of the table of single tensors
 
@@ -53,13 +54,22 @@ def together(full: float, found: Sequence[Assignment]) -> str:
 def main(study: Study) -> None:
     device = set_up(study.threads, study.device)
     own = study.quant
-    quant = QuantParams(model=own.model, table=own.table, weights=own.weights, calibration_batches=own.calibration_batches)
+    quant = QuantParams(
+        model=own.model,
+        table=own.table,
+        weights=own.weights,
+        stream=own.stream,
+        centre=own.centre,
+        calibration_batches=own.calibration_batches,
+    )
     _, train = study.of_model(quant.model)
     seed = study.seeds[0]
     store = Sequences.load(Path("data/prepared"))
     model, _ = load_model(Path("data/models", quant.model, str(seed)))
     model.to(device)
     histories = calibration(store, model, train.batch_size, quant.calibration_batches, seed, device)
+    if quant.centre:
+        centre(model, histories)
     validation = Validation(store, model.params.max_len, device, asked=asked_by(model))
     full, stored = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"))
     _, activations = measure(model, validation, quant, histories, SHOWN, ("activation",))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sasrec.config import ModelParams
 from sasrec.models import attention
-from sasrec.models.attention import DroppedSum, WeightedSum, Weights
+from sasrec.models.attention import HIDDEN_SCORE, Average, Numerators, WeightedSum
 from sasrec.models.dropout import add_dropped, dropout, dropout_mask
 from sasrec.models.sasrec import Block, SASRec
 from sasrec.models.taps import Tap, taps
@@ -215,23 +215,50 @@ def test_the_fused_attention_has_the_plain_gradients(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_two_halves_of_the_attention_are_the_operators_one_by_one(masked: bool) -> None:
-    """To the bit, values and gradients; the latter lie in memory as the tensors they belong to do."""
+def test_numerators_and_their_average_are_the_attention(masked: bool) -> None:
+    """With nothing rounded between: values and gradients of `WeightedSum`; those of the operators one by one, too."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(3, n, 50, generator=generator, requires_grad=True) for n in (7, 9, 9))
-    bias = torch.randn(1, 7, 9, generator=generator, requires_grad=True)
-    mask = (torch.rand(3, 7, 9, generator=generator) < 0.7) / 0.7 if masked else None
-    weights = torch.baddbmm(bias.expand(3, -1, -1), q, k.transpose(1, 2), alpha=50**-0.5).softmax(-1)
-    plain = (weights if mask is None else weights * mask) @ v
-    halves = DroppedSum.apply(Weights.apply(q, k, bias), v, mask)
-    assert torch.equal(halves, plain)
-    towards = torch.randn(3, 7, 50, generator=generator)
-    found, wanted = (torch.autograd.grad(out, (q, k, v, bias), towards) for out in (halves, plain))
-    for own, other in zip(found, wanted, strict=True):
-        assert torch.equal(own, other)
-        assert own.is_contiguous()
-    double = [x.detach().double().requires_grad_() for x in (q, k, bias)]
-    assert torch.autograd.gradcheck(lambda *x: Weights.apply(*x), double)
+    q, k, v = (torch.randn(3, n, 50, generator=generator, dtype=torch.float64, requires_grad=True) for n in (7, 9, 9))
+    bias = torch.randn(1, 7, 9, generator=generator, dtype=torch.float64)
+    bias[0, :, 7:] = HIDDEN_SCORE
+    bias.requires_grad_()
+    mask = (torch.rand(3, 7, 9, generator=generator, dtype=torch.float64) < 0.7) / 0.7 if masked else None
+    scores = (q @ k.transpose(1, 2) * 50**-0.5) + bias
+    plain = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    plain = (plain if mask is None else plain * mask) @ v / plain.sum(-1, keepdim=True)
+    halves = Average.apply(Numerators.apply(q, k, bias), v, mask)
+    whole = WeightedSum.apply(q, k, v, bias, mask)
+    towards = torch.randn(3, 7, 50, generator=generator, dtype=torch.float64)
+    found, *wanted = (torch.autograd.grad(out, (q, k, v, bias), towards) for out in (halves, plain, whole))
+    for values in (plain, whole):
+        torch.testing.assert_close(halves, values)
+    for others in wanted:
+        for own, other in zip(found, others, strict=True):
+            torch.testing.assert_close(own, other)
+            assert own.is_contiguous()
+
+
+def test_numerators_are_shares_of_the_largest() -> None:
+    """(0.5, 0.3, 0.2) / 0.5, and nothing of what is hidden; a row that sees nothing has equal weights, not NaN."""
+    logits = torch.tensor([[[0.5, 0.3, 0.2, 1.0], [1.0, 1.0, 1.0, 1.0]]]).log()
+    logits[0, 0, 3] += HIDDEN_SCORE
+    logits[0, 1] += HIDDEN_SCORE
+    zero = torch.zeros(1, 2, 4)
+    found = Numerators.apply(zero, torch.zeros(1, 4, 4), logits)
+    torch.testing.assert_close(found, torch.tensor([[[1.0, 0.6, 0.4, 0.0], [1.0, 1.0, 1.0, 1.0]]]))
+    value = torch.tensor([[[1.0], [2.0], [3.0], [100.0]]])
+    # Of two levels, 0 and 1, the first row keeps 1 and 0.6, and weighs the first two values alike.
+    torch.testing.assert_close(Average.apply(found.round(), value, None), torch.tensor([[[1.5], [26.5]]]))
+
+
+def test_the_gradient_of_the_average_is_its_derivative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    numerators = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    value = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    mask = (torch.rand(2, 3, 4, generator=generator, dtype=torch.float64) < 0.7) / 0.7
+    for dropped in (None, mask):
+        assert torch.autograd.gradcheck(lambda *x, dropped=dropped: Average.apply(*x, dropped), (numerators, value))
+    assert torch.equal(Average.apply(torch.zeros(2, 3, 4), value.float(), None), torch.zeros(2, 3, 5))
 
 
 def test_dropout_keeps_the_mean_and_the_stated_share() -> None:

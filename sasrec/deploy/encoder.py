@@ -31,10 +31,11 @@ LAST = np.iinfo(np.int64).max
 @dataclass(frozen=True)
 class Value:
     """A tensor of the graph: float32, or where it is quantized (`scale` says what 1 is worth) its levels: as uint8 codes, of
-    which `zero` stands for 0, or, where the levels need more than 8 bits, as float32 (zero is None)."""
+    which `zero` stands for 0, or, where the levels need more than 8 bits, as float32 (zero is None). scale: one number, or
+    (features,) of what enters no product."""
 
     name: str
-    scale: float | None = None
+    scale: float | NDArray[np.float32] | None = None
     zero: int | None = None
 
     @property
@@ -175,14 +176,26 @@ class Encoder:
         scores = self._product(query, key, f"{name}.scores", shrunk)
         if attention.locality is not None:
             scores = graph.node("Add", scores, self._locality(value, attention, last))
-        weights = graph.node("Softmax", graph.node("Add", scores, bias), axis=-1)
-        context = self._product(self.tap(weights, f"{name}.weights"), value, f"{name}.context")
+        context = self._average(graph.node("Softmax", graph.node("Add", scores, bias), axis=-1), value, name)
         if heads > 1:
             context = graph.node("Transpose", context, perm=[0, 2, 1, 3])
             context = graph.node("Reshape", context, self._ints(0, 0, self.model.params.hidden))
         if attention.output is None:
             return context
         return self._linear(self.tap(context, f"{name}.context", bare=True), f"{name}.output", attention.output)
+
+    def _average(self, weights: str, value: Value, name: str) -> str:
+        """The values weighted, (batch, [heads,] n, hidden / heads). Weights that are quantized are so as shares of the largest
+        of their row, and are divided by the sum of what they are rounded to: of integers, as their product with the values."""
+        graph, place = self.graph, f"{name}.weights"
+        if place not in self.frozen:
+            return self._product(Value(weights), value, f"{name}.context")
+        largest = graph.node("ReduceMax", weights, self._ints(-1), keepdims=1)
+        shares = self.tap(graph.node("Div", weights, largest), place)
+        levels = Value(shares.name, 1.0, shares.zero)  # what a level is worth drops out
+        total = graph.node("ReduceSum", self._levels(levels), self._ints(-1), keepdims=1)
+        total = graph.node("Max", total, graph.constant(np.finfo(np.float32).tiny))
+        return graph.node("Div", self._product(levels, value, f"{name}.context"), total)
 
     def _locality(self, values: Value, attention: Attention, last: bool) -> str:
         """What local heads add to the scores (`sasrec.models.locality`), (batch, [heads,] n, length), in float32 and element
@@ -216,7 +229,7 @@ class Encoder:
         if name not in self.frozen:
             return Value(x)
         grid, graph = self.frozen[name].grid, self.graph
-        scale, zero = float(grid.scale), zero_point(grid)
+        scale, zero = one_or_all(grid), zero_point(grid)
         if not grid.is_uniform:
             return self._nearest(x, grid, zero)
         low, high = float(grid.levels[0]), float(grid.levels[-1])
@@ -224,17 +237,26 @@ class Encoder:
             raise ValueError(f"{name}: a uniform grid from {low:g} to {high:g} does not fit 8 bits")
         if (low + zero, high + zero) != (0, 255):
             ends = graph.constant(low * scale), graph.constant(high * scale)
-            # Behind a product without a bias a Clip makes onnxruntime leave the product in floating point.
-            x = graph.node("Min", graph.node("Max", x, ends[0]), ends[1]) if bare else graph.node("Clip", x, *ends)
-        codes = graph.node("QuantizeLinear", x, graph.constant(scale), graph.constant(zero, np.uint8))
-        return Value(codes, scale, zero)
+            # Behind a product without a bias a Clip makes onnxruntime leave the product in floating point; and its ends are
+            # single numbers.
+            by_hand = bare or isinstance(scale, np.ndarray)
+            x = graph.node("Min", graph.node("Max", x, ends[0]), ends[1]) if by_hand else graph.node("Clip", x, *ends)
+        return Value(self._rounded("QuantizeLinear", x, scale, zero), scale, zero)
+
+    def _rounded(self, op: str, x: str, scale: Any, zero: int) -> str:
+        """QuantizeLinear, or DequantizeLinear, with one scale or one per feature, the last axis of three."""
+        graph, scale = self.graph, np.asarray(scale, np.float32)
+        zeros = graph.constant(np.full(scale.shape, zero), np.uint8)
+        axis = {} if scale.ndim == 0 else {"axis": 2}
+        return str(graph.node(op, x, graph.constant(scale), zeros, **axis))
 
     def _nearest(self, x: str, grid: Grid, zero: int | None) -> Value:
         """The nearest of levels that are not consecutive: a look-up by half units (`sasrec.quant.grid.nearest`)."""
         graph = self.graph
         table = grid.nearest_codes.cpu().numpy()
         low = float(grid.levels[0])
-        halves = graph.node("Div", x, graph.constant(float(grid.scale)))
+        scale = one_or_all(grid)
+        halves = graph.node("Div", x, graph.constant(scale))
         halves = graph.node("Mul", halves, graph.constant(2.0))
         halves = graph.node("Add", halves, graph.constant(-2.0 * low))
         halves = graph.node("Clip", halves, graph.constant(0.0), graph.constant(float(len(table) - 1)))
@@ -244,18 +266,17 @@ class Encoder:
         levels = grid.levels.cpu().numpy()
         if zero is None:
             values = graph.node("Gather", graph.constant(levels), codes)
-            return Value(graph.node("Gather", values, index), float(grid.scale))
+            return Value(graph.node("Gather", values, index), scale)
         integers = graph.node("Gather", graph.constant(levels + zero, np.uint8), codes)
-        return Value(graph.node("Gather", integers, index), float(grid.scale), zero)
+        return Value(graph.node("Gather", integers, index), scale, zero)
 
     def _float(self, x: Value, times: float = 1.0) -> str:
         """The values of x, in float32, times a factor."""
         graph = self.graph
+        factor = np.float32(times) * np.asarray(1 if x.scale is None else x.scale, np.float32)
         if x.zero is not None:
-            scale = graph.constant(np.float32(x.scale) * np.float32(times))
-            return graph.node("DequantizeLinear", x.name, scale, graph.constant(x.zero, np.uint8))
-        factor = np.float32(times) * np.float32(1 if x.scale is None else x.scale)
-        return x.name if factor == 1 else graph.node("Mul", x.name, graph.constant(factor))
+            return self._rounded("DequantizeLinear", x.name, factor, x.zero)
+        return x.name if np.all(factor == 1) else graph.node("Mul", x.name, graph.constant(factor))
 
     def _product(self, a: Value, b: Value, name: str, times: float = 1.0) -> str:
         graph = self.graph
@@ -413,6 +434,11 @@ class Encoder:
         elif transposed:
             name = self.graph.node("Transpose", name, perm=[0, 2, 1])
         return Value(name, x.scale, x.zero)
+
+
+def one_or_all(grid: Grid) -> float | NDArray[np.float32]:
+    """The scale of an activation: one number, or one per feature."""
+    return grid.scale.cpu().numpy() if grid.scale.dim() else float(grid.scale)
 
 
 def _per_column(parameter: Any, columns: int) -> NDArray[np.float32]:

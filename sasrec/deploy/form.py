@@ -49,9 +49,10 @@ def float_form(tensor: Tensor) -> NDArray[Any]:
 
 
 def zero_point(grid: Grid) -> int | None:
-    """The uint8 that stands for 0 in activations on this grid, or None where the levels do not fit 8 bits."""
+    """The uint8 that stands for 0 in activations on this grid, which may have a scale per feature, or None where the levels do
+    not fit 8 bits."""
     low, high = float(grid.levels[0]), float(grid.levels[-1])
-    if bool(grid.shift.any()) or grid.scale.dim():
+    if bool(grid.shift.any()):
         return None
     if low >= 0:
         return 0 if high <= 255 else None

@@ -116,9 +116,10 @@ class IntegerAttention(nn.Module):
         query, key, value, bias = own.projected(queries, keys, bias, mask, query_mask, by_head)
         shrunk = self.scales["query"] * query.new_tensor(query.shape[-1] ** -0.5)
         scores = self._integers(query, "query") @ self._integers(key, "key").transpose(1, 2)
-        weights = own.weights_tap(softmax(scores * (shrunk * self.scales["key"]) + bias))
-        context = self._integers(weights, "weights") @ self._integers(value, "value")
-        context = own._join(context * (self.scales["weights"] * self.scales["value"]))
+        weights = softmax(scores * (shrunk * self.scales["key"]) + bias)
+        levels = self._integers(own.weights_tap(weights / weights.amax(-1, keepdim=True)), "weights")
+        total = levels.sum(-1, keepdim=True).clamp_min_(torch.finfo(levels.dtype).tiny)
+        context = own._join((levels @ self._integers(value, "value")) * self.scales["value"] / total)
         if own.output is None or own.context_tap is None:
             return context
         return own.output(own.context_tap(context))

@@ -60,24 +60,29 @@ def in_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
-class Weights(torch.autograd.Function):
-    """softmax(q k^T / sqrt(d) + bias), (batch * heads, n, length): the first half of `WeightedSum`, for weights that are
-    quantized. As the operators one by one, to the bit, but for how the gradient of the keys lies in memory: theirs comes
-    transposed, and every pass of the quantizer behind it is then a slow one."""
+class Numerators(torch.autograd.Function):
+    """exp(s - max s) for the scores s = q k^T / sqrt(d) + bias, (batch * heads, n, length): what a softmax divides by its sum,
+    for attention whose weights are quantized. The largest of each row is 1, so that one grid suits short and long histories.
+
+    The maximum is a constant for the gradient, as whatever divides all of a row is for a softmax. That of the keys is made
+    contiguous, because it would come transposed, and every pass of the quantizer behind it would be a slow one.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
         scale = query.shape[-1] ** -0.5
         scores = torch.baddbmm(bias.expand(len(query), -1, -1), query, key.transpose(1, 2), alpha=scale)
-        weights = scores.softmax(-1)
-        ctx.save_for_backward(query, key, weights)
+        # By way of the softmax, because the exponential alone takes three times as long where keys are hidden.
+        numerators = scores.softmax(-1)
+        numerators.div_(numerators.amax(-1, keepdim=True))
+        ctx.save_for_backward(query, key, numerators)
         ctx.scale, ctx.bias_shape = scale, bias.shape
-        return weights
+        return numerators
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        query, key, weights = ctx.saved_tensors
-        to_scores = torch._softmax_backward_data(gradients[0], weights, -1, weights.dtype)
+        query, key, numerators = ctx.saved_tensors
+        to_scores = gradients[0] * numerators
         to_bias = to_scores.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[2] else None
         to_query = (to_scores @ key).mul_(ctx.scale)
         # This way round, because the other rounds other sums for 5 to 9 positions.
@@ -85,22 +90,28 @@ class Weights(torch.autograd.Function):
         return to_query, to_key, to_bias
 
 
-class DroppedSum(torch.autograd.Function):
-    """weights, times a dropout mask, times v: the second half of `WeightedSum`."""
+class Average(torch.autograd.Function):
+    """sum_j w_j m_j v_j / sum_j w_j for numerators w (batch * heads, n, length), a dropout mask m, and values v. The divisor is
+    the sum of the numerators as they are rounded, so that the weights add up to 1 however coarse their grid."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        dropped = weights if mask is None else weights * mask
-        ctx.save_for_backward(dropped, value, mask)
-        return dropped @ value
+    def forward(ctx: Any, numerators: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        dropped = numerators if mask is None else numerators * mask
+        # No grid that training ends in rounds the largest, which is 1, to 0.
+        total = numerators.sum(-1, keepdim=True).clamp_min_(torch.finfo(numerators.dtype).tiny)
+        average = (dropped @ value).div_(total)
+        ctx.save_for_backward(dropped, value, mask, total, average)
+        return average
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        dropped, value, mask = ctx.saved_tensors
-        to_weights = gradients[0] @ value.transpose(1, 2)
+        dropped, value, mask, total, average = ctx.saved_tensors
+        own = gradients[0] / total
+        to_numerators = own @ value.transpose(1, 2)
         if mask is not None:
-            to_weights *= mask
-        return to_weights, dropped.transpose(1, 2) @ gradients[0], None
+            to_numerators *= mask
+        to_numerators -= (own * average).sum(-1, keepdim=True)
+        return to_numerators, dropped.transpose(1, 2) @ own, None
 
 
 class Attention(Dropping):
@@ -148,8 +159,8 @@ class Attention(Dropping):
             else:
                 context = in_parts(query, key, value, bias)
         else:
-            weights = self.weights_tap(Weights.apply(query, key, bias), mask=query_heads)
-            context = DroppedSum.apply(weights, value, drop)
+            numerators = self.weights_tap(Numerators.apply(query, key, bias), mask=query_heads)
+            context = Average.apply(numerators, value, drop)
         context = self._join(context)
         if self.output is None or self.context_tap is None:
             return context

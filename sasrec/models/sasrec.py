@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.time_bias = TimeBias(params.heads) if params.time_bias else None
         self.feed_forward_norm = nn.LayerNorm(params.hidden, eps=1e-8)
         self.feed_forward = FeedForward(params)
-        self.output_tap = Tap("activation", params.hidden)
+        self.output_tap = Tap("activation", params.hidden, stream=True)
 
     def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None, last: bool, gaps: Tensor | None = None) -> Tensor:
         """x: (batch, length, hidden). gaps: (batch, length, length) of `side.time_gaps`, for a time bias. With `last` only
@@ -101,7 +101,7 @@ class SASRec(Dropping):
         self.item_table = Table(items + 1, params.hidden, padding=True, scoring=params.tied)
         self.position_table = Table(params.max_len, params.hidden, padding=False) if params.position != "none" else None
         self.embedding_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.embedding_norm else None
-        self.embedding_tap = Tap("activation", params.hidden)
+        self.embedding_tap = Tap("activation", params.hidden, stream=True)
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.blocks))
         self.final_norm = nn.LayerNorm(params.hidden, eps=1e-8) if params.final_norm else None
         self.final_tap = Tap("activation", params.hidden, scoring=True) if scored else None

@@ -25,7 +25,8 @@ class Place:
 
     signed: whether it can be negative. features: elements that share one statistic per row or token (the fan-in of a
     weight, the width of a table or of an activation). rows: output channels of a weight, entries of a table, 0 for an
-    activation. scoring: a table that items are scored against, or the states that are scored.
+    activation. scoring: a table that items are scored against, or the states that are scored. stream: states that blocks read
+    and add to, which enter no matrix product as they are.
     """
 
     name: str
@@ -34,15 +35,18 @@ class Place:
     features: int
     rows: int = 0
     scoring: bool = False
+    stream: bool = False
 
 
 class Tap(nn.Module):
     """The identity, or the quantizer put here."""
 
-    def __init__(self, kind: Kind, features: int, signed: bool = True, rows: int = 0, scoring: bool = False) -> None:
+    def __init__(
+        self, kind: Kind, features: int, signed: bool = True, rows: int = 0, scoring: bool = False, stream: bool = False
+    ) -> None:
         super().__init__()
         self.kind: Kind = kind
-        self.features, self.signed, self.rows, self.scoring = features, signed, rows, scoring
+        self.features, self.signed, self.rows, self.scoring, self.stream = features, signed, rows, scoring, stream
         self.quantizer: nn.Module | None = None
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -51,7 +55,7 @@ class Tap(nn.Module):
         return x if self.quantizer is None else self.quantizer(x, rows, mask)
 
     def place(self, name: str) -> Place:
-        return Place(name, self.kind, self.signed, self.features, self.rows, self.scoring)
+        return Place(name, self.kind, self.signed, self.features, self.rows, self.scoring, self.stream)
 
 
 def taps(model: nn.Module) -> dict[str, Tap]:

@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import torch
@@ -15,15 +14,13 @@ from sasrec.mapping import from_mapping, unknown
 from sasrec.models.events import Histories
 from sasrec.models.taps import Place, taps
 from sasrec.quant.conventions import EDGE_BITS
+from sasrec.quant.features import PerFeature
 from sasrec.quant.frozen import FrozenTensor, tensors
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 from sasrec.quant.rates import of_quantizer
 from sasrec.training import Extras
 
 FULL_PRECISION = 32
-# The stream of states that blocks read and add to: the outputs of the embedding, of each block, and of the last norm. It is
-# what `quant.preset: source` quantizes, and what `paper` does not.
-STREAM = ("embedding", "blocks.*.output", "final")
 # Values of an activation kept of each calibration batch; more do not change a scale visibly, and the search for the least
 # squared error costs 50 passes.
 BATCH_SAMPLE = 25_000
@@ -55,20 +52,20 @@ def width(place: Place, params: QuantParams) -> int:
     paper: what quantization papers quantize has that width: the weights of the layers between, and what enters their
     products. The first and the last layer keep 8 bits: the tables, which are both, and what enters the scoring. So does the
     stream that the blocks add to: papers leave sums over skip connections in full precision, and quantize the inputs of the
-    layers that read them, which have places of their own here. source: only the stream, as the study that this one redoes.
+    layers that read them, which have places of their own here. source: only the stream and the final states, as the study that
+    this one redoes.
     """
     if place.name in params.overrides:
         return params.overrides[place.name]
     own = {"weight": params.weight_bits, "activation": params.activation_bits, "table": params.embedding_bits}
     bits = params.bits if own[place.kind] is None else int(own[place.kind] or 0)
-    # Of a model of several encoders each has these places, under its name.
-    stream = any(fnmatchcase(place.name, f"{prefix}{pattern}") for pattern in STREAM for prefix in ("", "*."))
+    between = place.stream or (place.scoring and place.kind == "activation")
     if params.preset == "paper" and place.kind == "table":
         return params.embedding_bits or EDGE_BITS
-    if params.preset == "paper" and (place.scoring or stream):
+    if params.preset == "paper" and (place.scoring or between):
         return max(EDGE_BITS, bits)
     if params.preset == "source":
-        return bits if stream else FULL_PRECISION
+        return bits if between else FULL_PRECISION
     return bits
 
 
@@ -99,6 +96,8 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
             quantizer = method.build(place, bits, per_row, options)
         if quantizer is None:
             continue
+        if place.stream and params.stream == "per_feature":
+            quantizer = PerFeature(quantizer)
         quantizer.rate = of_quantizer(method, options, bits)
         quantizer.stochastic = place.kind == "table" and params.table_rounding == "stochastic"
         built[name] = quantizer.to(next(model.parameters()).device)
@@ -137,25 +136,37 @@ def quantizers(model: nn.Module) -> dict[str, Quantizer]:
 
 
 class Recorder(nn.Module):
-    """Stands in for a quantizer while values of real tokens are collected; the identity."""
+    """Stands in for a quantizer while values of real tokens are collected; the identity. features: of a token, where whole
+    tokens are kept, else 1: attention weights are as many as a batch is long."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = 1) -> None:
         super().__init__()
+        self.features = features
         self.parts: list[Tensor] = []
+        self.ends: list[Tensor] = []
         self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        values = (x if mask is None else x[mask]).detach().flatten()
-        if len(values) > BATCH_SAMPLE:
+        values = (x if mask is None else x[mask]).detach().reshape(-1, self.features)
+        if len(values):
+            self.ends += [values.amin(0), values.amax(0)]
+        if len(values) > (most := max(1, BATCH_SAMPLE // self.features)):
             # Drawn, not every n-th: that would hit the same features of every token.
-            chosen = torch.randint(len(values), (BATCH_SAMPLE - 2,), generator=self.generator).to(values.device)
-            values = torch.cat([values[chosen], values.min()[None], values.max()[None]])
+            values = values[torch.randint(len(values), (most,), generator=self.generator).to(values.device)]
         self.parts.append(values)
         return x
 
     def sample(self) -> Tensor:
-        """At most BATCH_SAMPLE values of each batch, always its smallest and largest among them."""
-        return torch.cat(self.parts)
+        """At most BATCH_SAMPLE values of each batch, and the smallest and the largest of all: (n,), or of whole tokens
+        (n, features), the two ends in tokens of zeros, and of the features the one that reaches furthest for its size."""
+        values, ends = torch.cat(self.parts), torch.stack(self.ends)
+        size = values.square().mean(0).sqrt().clamp_min(torch.finfo(values.dtype).tiny)
+        added = torch.zeros_like(ends[:2])
+        for row, end in enumerate((ends.amin(0), ends.amax(0))):
+            furthest = (end / size).argmax() if row else (end / size).argmin()
+            added[row, furthest] = end[furthest]
+        values = torch.cat([values, added])
+        return values if self.features > 1 else values.flatten()
 
 
 @contextmanager
@@ -164,7 +175,8 @@ def recording(model: nn.Module, kinds: Iterable[str] = ("activation",)) -> Itera
     before = {name: tap.quantizer for name, tap in taps(model).items()}
     recorders: dict[str, Recorder] = {}
     for name, tap in taps(model).items():
-        tap.quantizer = recorders.setdefault(name, Recorder()) if tap.kind in kinds else None
+        recorder = Recorder(tap.features if tap.stream else 1)
+        tap.quantizer = recorders.setdefault(name, recorder) if tap.kind in kinds else None
     try:
         yield recorders
     finally:
@@ -196,8 +208,9 @@ def own_training(model: nn.Module, seed: int) -> Extras:
         by_class: dict[type[Quantizer], list[Quantizer]] = {}
         for tap in all_taps:
             if isinstance(tap.quantizer, Quantizer):
-                by_class.setdefault(type(tap.quantizer), []).append(tap.quantizer)
-        terms = [term for own, of in by_class.items() if (term := own.joint_penalty(of)) is not None]
+                own = tap.quantizer.method
+                by_class.setdefault(type(own), []).append(own)
+        terms = [term for kind, of in by_class.items() if (term := kind.joint_penalty(of)) is not None]
         return torch.stack(terms).sum() if terms else None
 
     def on_epoch(epoch: int, epochs: int) -> None:

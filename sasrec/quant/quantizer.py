@@ -55,9 +55,15 @@ class Quantizer(nn.Module):
     def scale_shape(self) -> tuple[int, ...]:
         return (self.place.rows, 1) if self.per_row else ()
 
+    @property
+    def method(self) -> "Quantizer":
+        """The quantizer of the method, where this one only prepares its input."""
+        return self
+
     def initialize(self, values: Tensor) -> None:
         """Set scales from data: the whole tensor (rows, features) for a weight or table (after training from scratch has
-        begun it may be called again), or a sample (n,) of real tokens' values for an activation."""
+        begun it may be called again), or a sample of real tokens' values for an activation, (n,), or (n, features) of the
+        stream."""
         raise NotImplementedError(type(self).__name__)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

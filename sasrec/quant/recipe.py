@@ -15,6 +15,7 @@ from sasrec.models.registry import Model, untrained, with_dropout
 from sasrec.quant import rates
 from sasrec.quant.attach import load_method
 from sasrec.quant.calibration import calibration
+from sasrec.quant.centring import centre
 from sasrec.quant.schedule import Schedule
 from sasrec.quant.sensitivity import mixed
 from sasrec.training import Row, Trainer
@@ -121,6 +122,8 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
         )
     histories = _histories(run, model)
     if getattr(module, "QUANTIZES", True):
+        if quant.centre and not quant.from_scratch:
+            centre(model, histories)
         quant = mixed(model, run.store, quant, histories, run.log)
     if not module.TRAINS:
         train = replace(train, epochs=0)
