@@ -107,10 +107,12 @@ class Average(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         dropped, value, mask, total, average = ctx.saved_tensors
         own = gradients[0] / total
-        to_numerators = own @ value.transpose(1, 2)
-        if mask is not None:
-            to_numerators *= mask
-        to_numerators -= (own * average).sum(-1, keepdim=True)
+        through_total = (own * average).sum(-1, keepdim=True)
+        if mask is None:
+            to_numerators = torch.baddbmm(through_total, own, value.transpose(1, 2), beta=-1)
+        else:
+            to_numerators = own @ value.transpose(1, 2)
+            torch.addcmul(-through_total, to_numerators, mask, out=to_numerators)
         return to_numerators, dropped.transpose(1, 2) @ own, None
 
 

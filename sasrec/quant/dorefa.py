@@ -76,7 +76,12 @@ class BoundedActivation(FixedScale):
             self.seed_generator(seed, epoch)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        quantized = super().forward(x, rows, mask)
+        return self._with_quantized_gradient(super().forward(x, rows, mask), mask)
+
+    def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
+        return self._with_quantized_gradient(super().by_feature(x, unit, mask), mask)
+
+    def _with_quantized_gradient(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
         if self.gradient_bits is None or not self.training or not torch.is_grad_enabled():
             return quantized
         generator = self.generator or self.seed_generator(0, 0)

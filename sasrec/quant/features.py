@@ -41,7 +41,7 @@ class PerFeature(Quantizer):
         if not self.training:
             # As it ships: x / (u s), which may round a value half-way between two levels otherwise than (x / u) / s.
             return self.grid().quantize(x)
-        return (self.inner(x / self.unit, rows, mask) * self.unit).to(x.dtype)
+        return self.inner.by_feature(x, self.unit, mask).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         own = self.inner.grid()

@@ -33,25 +33,30 @@ class Options:
 
 
 class LearnedStep(torch.autograd.Function):
-    """v -> round(clip(v / s, -Qn, Qp)) s, equations 1 and 2, with the gradients of equations 3 and 5."""
+    """v -> round(clip(v / s, -Qn, Qp)) s, equations 1 and 2, with the gradients of equations 3 and 5. unit: (features,), where
+    s is in units of its own for each feature."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
-        scaled = v / step
-        quantized = scaled.round().clamp_(low, high).mul_(step)
-        ctx.save_for_backward(scaled, quantized, step)
+    def forward(
+        ctx: Any, v: Tensor, step: Tensor, low: int, high: int, gradient_scale: float, unit: Tensor | None = None
+    ) -> Tensor:
+        scale = step if unit is None else step * unit
+        scaled = v / scale
+        quantized = scaled.round().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(scaled, quantized, step, None if unit is None else v)
         ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
         return quantized
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (gradient,) = gradients
-        scaled, quantized, step = ctx.saved_tensors
+        scaled, quantized, step, v = ctx.saved_tensors
         # Equation 5. d/dv: 1 inside, 0 at the ends of the grid and beyond.
         to_v = inside(gradient, scaled, ctx.low, ctx.high)
         # Equation 3. d/ds: round(v/s) - v/s inside; -Qn or Qp at the ends and beyond, where quantized / s is that end.
-        to_step = inner(gradient, quantized, step) / step - inner(to_v, scaled, step)
-        return to_v, to_step * ctx.gradient_scale, None, None, None
+        inner_v = inner(to_v, scaled, step) if v is None else inner(to_v, v, step) / step
+        to_step = inner(gradient, quantized, step) / step - inner_v
+        return to_v, to_step * ctx.gradient_scale, None, None, None, None
 
 
 class LearnedOffset(torch.autograd.Function):
@@ -178,6 +183,12 @@ class LSQ(Quantizer):
             zero = self._zero_point() if x.device.type == "cpu" else self._zero_tensor(self.offset, self.unit)
             quantized = LearnedOffset.apply(x.float(), step, beta, zero, self.low, self.high, self.gradient_scale)
         return quantized.to(x.dtype)
+
+    def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
+        if self.offset is not None:
+            return super().by_feature(x, unit, mask)
+        step, ends = self.log_step.exp(), (self.low, self.high)
+        return LearnedStep.apply(x.float(), step, *ends, self.gradient_scale, unit).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         zero = self._zero_point()

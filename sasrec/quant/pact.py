@@ -44,11 +44,12 @@ class Options:
 
 
 class LearnedClip(torch.autograd.Function):
-    """x -> round(clip(x, alpha low / high, alpha) high / alpha) alpha / high, equations 1 and 2; low is 0 in the paper."""
+    """x -> round(clip(x, alpha low / high, alpha) high / alpha) alpha / high, equations 1 and 2; low is 0 in the paper. unit:
+    (features,), where alpha is in units of its own for each feature."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
-        scale = alpha / high
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int, unit: Tensor | None = None) -> Tensor:
+        scale = alpha / high if unit is None else alpha / high * unit
         scaled = x / scale
         quantized = scaled.round().clamp_(low, high).mul_(scale)
         ctx.save_for_backward(scaled, quantized, alpha)
@@ -56,7 +57,7 @@ class LearnedClip(torch.autograd.Function):
         return quantized
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (gradient,) = gradients
         scaled, quantized, alpha = ctx.saved_tensors
         # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends (which a quotient of two floats may miss by
@@ -65,7 +66,7 @@ class LearnedClip(torch.autograd.Function):
         # Equation 3. d/dalpha: 0 inside, without LSQ's residual of the rounding; 1 at alpha and beyond, low / high at the
         # other end and beyond (0 for the fixed end 0): which is quantized / alpha at each of them.
         to_alpha = inner(gradient - to_x, quantized, alpha) / alpha
-        return to_x, to_alpha, None, None
+        return to_x, to_alpha, None, None, None
 
 
 class PACT(Quantizer):
@@ -92,6 +93,9 @@ class PACT(Quantizer):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return LearnedClip.apply(x.float(), self.log_alpha.exp(), self.low, self.high).to(x.dtype)
+
+    def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
+        return LearnedClip.apply(x.float(), self.log_alpha.exp(), self.low, self.high, unit).to(x.dtype)
 
     def grid(self, values: Tensor | None = None) -> Grid:
         return Grid.uniform(self.bits, self.low, self.high, self.log_alpha.detach().exp() / self.high)

@@ -89,6 +89,12 @@ class STE(Quantizer):
         scale = self._scale(values.detach(), rows)
         return RoundThrough.apply(self.dithered(values, scale), scale, self.low, self.high).to(x.dtype)
 
+    def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
+        values = x.float()
+        if self.training and self.observing:
+            self._observe(values.detach() / unit, mask)
+        return RoundThrough.apply(values, self._scale(values, None) * unit, self.low, self.high).to(x.dtype)
+
     def grid(self, values: Tensor | None = None) -> Grid:
         scale = self._scale(torch.zeros(()) if values is None else values.detach().float(), None)
         return Grid.uniform(self.bits, self.low, self.high, scale)

@@ -72,6 +72,27 @@ def test_the_gradient_is_that_of_the_method_in_units() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_fewer_passes_are_the_same(method: str, bits: int) -> None:
+    """`by_feature` of a method against what it stands for: values, gradients, and what is gathered in training. Units are powers
+    of two, with which nothing is rounded on the way."""
+    values = torch.randn(200, 3) * torch.tensor([0.5, 2.0, 16.0])
+    results = []
+    for plain in (False, True):
+        quantizer = wrapped(method, bits, values).train()
+        quantizer.unit.copy_(torch.tensor([0.5, 2.0, 16.0]))
+        inner = quantizer.inner
+        x = (values[:40] * 1.5).requires_grad_()
+        found = Quantizer.by_feature(inner, x, quantizer.unit, None) if plain else quantizer(x)
+        towards = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad(found, (x, *inner.parameters()), towards)
+        results.append([found, *gradients, *inner.state_dict().values()])
+    assert len(results[0]) == len(results[1])
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_stream_alone_has_a_scale_per_feature(quantized: Callable[..., SASRec], method: str) -> None:
     frozen = attach.freeze(quantized(method, 4))
     assert {name for name, item in frozen.items() if item.grid.scale.shape == (16,)} == STREAM
