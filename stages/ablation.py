@@ -41,9 +41,10 @@ COLUMNS = (
 )  # fmt: skip
 RECIPE = "the recipe"
 CHOICES = (
-    "quant.table=per_tensor", "quant.weights=per_tensor", "quant.preset=paper", "quant.dropout=0.2", "quant.distill=0.3",
-    "quant.delay_epochs=1", "quant.progressive=[8]", "quant.table_rounding=stochastic", "quant.init=control",
-    "methods.lsq.lr=0.0003", "methods.lsq.lr=0.03", "methods.lsq.start=paper", "methods.lsq.offset=true",
+    "quant.stream=per_tensor", "quant.centre=false", "quant.table=per_tensor", "quant.weights=per_tensor",
+    "quant.preset=paper", "quant.dropout=0.2", "quant.distill=0.3", "quant.delay_epochs=1", "quant.progressive=[8]",
+    "quant.table_rounding=stochastic", "quant.init=control", "methods.lsq.lr=0.0003", "methods.lsq.lr=0.03",
+    "methods.lsq.start=paper", "methods.lsq.offset=true",
 )  # fmt: skip
 
 

@@ -74,8 +74,8 @@ def test_the_gradient_is_that_of_the_method_in_units() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_fewer_passes_are_the_same(method: str, bits: int) -> None:
-    """`by_feature` of a method against what it stands for: values, gradients, and what is gathered in training. Units are powers
-    of two, with which nothing is rounded on the way."""
+    """`by_feature` of a method against what it stands for: values, gradients, and what is gathered in training. Units are
+    powers of two, with which nothing is rounded on the way."""
     values = torch.randn(200, 3) * torch.tensor([0.5, 2.0, 16.0])
     results = []
     for plain in (False, True):
