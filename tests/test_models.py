@@ -224,7 +224,7 @@ def test_numerators_and_their_average_are_the_attention(masked: bool) -> None:
     bias.requires_grad_()
     mask = (torch.rand(3, 7, 9, generator=generator, dtype=torch.float64) < 0.7) / 0.7 if masked else None
     scores = (q @ k.transpose(1, 2) * 50**-0.5) + bias
-    plain = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    plain = (scores - scores.amax(-1, keepdim=True)).exp()
     plain = (plain if mask is None else plain * mask) @ v / plain.sum(-1, keepdim=True)
     halves = Average.apply(Numerators.apply(q, k, bias), v, mask)
     whole = WeightedSum.apply(q, k, v, bias, mask)
@@ -249,6 +249,21 @@ def test_numerators_are_shares_of_the_largest() -> None:
     value = torch.tensor([[[1.0], [2.0], [3.0], [100.0]]])
     # Of two levels, 0 and 1, the first row keeps 1 and 0.6, and weighs the first two values alike.
     torch.testing.assert_close(Average.apply(found.round(), value, None), torch.tensor([[[1.5], [26.5]]]))
+
+
+def test_the_gradient_of_numerators_is_their_derivative() -> None:
+    """That of the largest score with it, which is what lowers all others; none is left of the sum of a row."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, n, 5, generator=generator, dtype=torch.float64).requires_grad_() for n in (3, 4))
+    bias = torch.randn(1, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *x: Numerators.apply(*x), (q, k, bias))
+    towards = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
+    (to_bias,) = torch.autograd.grad(Numerators.apply(q, k, bias), bias, towards)
+    torch.testing.assert_close(to_bias.sum(-1), torch.zeros(1, 3, dtype=torch.float64))
+    alike = torch.zeros(1, 1, 2, requires_grad=True)  # both are the largest, and share what the maximum gets
+    zero = torch.zeros(1, 1, 1), torch.zeros(1, 2, 1)
+    (to_bias,) = torch.autograd.grad(Numerators.apply(*zero, alike), alike, torch.tensor([[[1.0, 0.0]]]))
+    assert to_bias.tolist() == [[[0.5, -0.5]]]
 
 
 def test_the_gradient_of_the_average_is_its_derivative() -> None:

@@ -235,20 +235,17 @@ class Encoder:
         low, high = float(grid.levels[0]), float(grid.levels[-1])
         if zero is None:
             raise ValueError(f"{name}: a uniform grid from {low:g} to {high:g} does not fit 8 bits")
+        if isinstance(scale, np.ndarray):
+            # Divided first, because QuantizeLinear with a scale per feature takes longer than all the rest of the encoder.
+            x, step = graph.node("Div", x, graph.constant(scale)), 1.0
+        else:
+            step = scale
         if (low + zero, high + zero) != (0, 255):
-            ends = graph.constant(low * scale), graph.constant(high * scale)
-            # Behind a product without a bias a Clip makes onnxruntime leave the product in floating point; and its ends are
-            # single numbers.
-            by_hand = bare or isinstance(scale, np.ndarray)
-            x = graph.node("Min", graph.node("Max", x, ends[0]), ends[1]) if by_hand else graph.node("Clip", x, *ends)
-        return Value(self._rounded("QuantizeLinear", x, scale, zero), scale, zero)
-
-    def _rounded(self, op: str, x: str, scale: Any, zero: int) -> str:
-        """QuantizeLinear, or DequantizeLinear, with one scale or one per feature, the last axis of three."""
-        graph, scale = self.graph, np.asarray(scale, np.float32)
-        zeros = graph.constant(np.full(scale.shape, zero), np.uint8)
-        axis = {} if scale.ndim == 0 else {"axis": 2}
-        return str(graph.node(op, x, graph.constant(scale), zeros, **axis))
+            ends = graph.constant(low * step), graph.constant(high * step)
+            # Behind a product without a bias a Clip makes onnxruntime leave the product in floating point.
+            x = graph.node("Min", graph.node("Max", x, ends[0]), ends[1]) if bare else graph.node("Clip", x, *ends)
+        codes = graph.node("QuantizeLinear", x, graph.constant(step), graph.constant(zero, np.uint8))
+        return Value(codes, scale, zero)
 
     def _nearest(self, x: str, grid: Grid, zero: int | None) -> Value:
         """The nearest of levels that are not consecutive: a look-up by half units (`sasrec.quant.grid.nearest`)."""
@@ -274,8 +271,10 @@ class Encoder:
         """The values of x, in float32, times a factor."""
         graph = self.graph
         factor = np.float32(times) * np.asarray(1 if x.scale is None else x.scale, np.float32)
+        if x.zero is not None and factor.ndim == 0:
+            return graph.node("DequantizeLinear", x.name, graph.constant(factor), graph.constant(x.zero, np.uint8))
         if x.zero is not None:
-            return self._rounded("DequantizeLinear", x.name, factor, x.zero)
+            return graph.node("Mul", self._levels(x), graph.constant(factor))
         return x.name if np.all(factor == 1) else graph.node("Mul", x.name, graph.constant(factor))
 
     def _product(self, a: Value, b: Value, name: str, times: float = 1.0) -> str:

@@ -64,8 +64,10 @@ class Numerators(torch.autograd.Function):
     """exp(s - max s) for the scores s = q k^T / sqrt(d) + bias, (batch * heads, n, length): what a softmax divides by its sum,
     for attention whose weights are quantized. The largest of each row is 1, so that one grid suits short and long histories.
 
-    The maximum is a constant for the gradient, as whatever divides all of a row is for a softmax. That of the keys is made
-    contiguous, because it would come transposed, and every pass of the quantizer behind it would be a slow one.
+    The gradient goes through the maximum, too: raising the largest score lowers all other numerators. Taken as a constant,
+    which is the same for a softmax, it leaves the others without their counterweight where a quantizer clips the largest, and
+    training at 4 bits falls below its start. The gradient of the keys is made contiguous, because it would come transposed,
+    and every pass of the quantizer behind it would be a slow one.
     """
 
     @staticmethod
@@ -83,6 +85,8 @@ class Numerators(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         query, key, numerators = ctx.saved_tensors
         to_scores = gradients[0] * numerators
+        largest = (numerators == 1).to(numerators.dtype)
+        to_scores.addcmul_(largest, to_scores.sum(-1, keepdim=True) / largest.sum(-1, keepdim=True), value=-1)
         to_bias = to_scores.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[2] else None
         to_query = (to_scores @ key).mul_(ctx.scale)
         # This way round, because the other rounds other sums for 5 to 9 positions.
