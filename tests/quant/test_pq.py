@@ -245,7 +245,7 @@ def test_the_other_tensors_are_of_the_rest(model: SASRec, rest: str) -> None:
     attach.attach(model, QuantParams(bits=4), pq, Options(rest=rest, **SMALL))  # type: ignore[arg-type]
     found = attach.quantizers(model)
     assert isinstance(found.pop("item_table.weight"), PQ)
-    assert {type(each).__name__ for each in found.values()} == ({rest.upper()} if rest != "none" else set())
+    assert {type(each.method).__name__ for each in found.values()} == ({rest.upper()} if rest != "none" else set())
     assert found.keys() == (taps(model).keys() - {"item_table.weight"} if rest != "none" else set())
     options = {"rest": rest}
     assert is_quantized("pq", "table", options) and is_quantized("pq", "weight", options) == (rest != "none")
