@@ -187,7 +187,7 @@ def test_other_bits_run_the_quantized_stages_and_nothing_else(clean: Project) ->
 
 
 def test_a_methods_option_runs_that_methods_stages(clean: Project) -> None:
-    output = clean.run("dvc", "exp", "run", "-S", "methods.lsq.lr=0.02")
+    output = clean.run("dvc", "exp", "run", "-S", "methods.lsq.start=paper")
     assert ran(output) == {"quantize@lsq-0", "export@lsq", "evaluate@lsq", "benchmark@lsq", "report"}
 
 
