@@ -10,7 +10,7 @@ from sasrec.config import QuantParams
 from sasrec.quant.conventions import EDGE_BITS
 
 # Of all weights (`quant.lr`) by the narrowest width in the model, each from that width up to the next.
-OF_WEIGHTS = {1: 2e-3, 3: 1e-3, 4: 5e-4, 6: 2e-4}
+OF_WEIGHTS = {1: 4e-3, 3: 2e-3, 4: 5e-4, 6: 2e-4}
 
 
 def of_width(rates: Mapping[int, float], bits: int) -> float:
