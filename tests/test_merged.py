@@ -108,7 +108,7 @@ def test_without_a_rate_each_has_the_control_of_its_width(make: Make) -> None:
         make("c", whole, quant={"bits": 2, "lr": None}),
     )
     compared = {row["variant"]: row["reference"] for row in content["comparisons"] if row["variant"].startswith("lsq")}
-    assert compared == {"lsq-8-all": "control", "lsq-6-all": "control", "lsq-2-all": "control-lr0.002"}
+    assert compared == {"lsq-8-all": "control", "lsq-6-all": "control", "lsq-2-all": "control-lr0.004"}
 
 
 def test_tables_alone_are_a_line_with_product_quantization_at_its_bits_a_number(make: Make) -> None:

@@ -163,7 +163,7 @@ def test_fine_tuning_has_a_rate_a_length_and_a_schedule_of_its_own(
     )
     assert given["seed"] == 3 and given["validate_start"]
     own = begun(monkeypatch, run, trained, method, bits=8, embedding_bits=2, lr=None)  # by the narrowest width
-    assert own["params"].lr == 2e-3
+    assert own["params"].lr == 4e-3
 
 
 @pytest.mark.parametrize(("loss", "sampled"), [("cross_entropy", None), ("bce", 5)])
