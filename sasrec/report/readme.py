@@ -182,8 +182,10 @@ def choices(path: Path, document: Path) -> str:
     """The figure of a merged reference, which method to choose at each width, and what to ship at each size."""
     content = read_json(path)
     card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
-    seeds = min(row["seeds"] for name, row in content["variants"].items() if name not in BASELINES)
-    facts = f"{card['users']:,} users, {card['items']:,} items, {seeds} seed{'s' if seeds > 1 else ''}"
+    counts = {row["seeds"] for name, row in content["variants"].items() if name not in BASELINES}
+    least, most = min(counts), max(counts)
+    seeds = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
+    facts = f"{card['users']:,} users, {card['items']:,} items, {seeds}"
     lead = f"On real data ([{path.stem}]({table_of}): {facts}):\n\n"
     found = grid.load(content)
     return f"{lead}{picture(path, document)}{grid.short_table(found)}\n{smallest(found)}"
