@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,14 @@ class Progress:
 class Extras:
     """What a quantization method adds to plain training. parameters: its own by their rate, without weight
     decay and outside norm clipping. weights: those that stand in the place of the model's, trained as those are. penalty:
-    added to the loss. on_epoch: called before each. on_resume: called with the epochs done, before the state of a killed run
-    is loaded. candidates_from: the first epoch that may be the best checkpoint. distill: (loss, states, histories, windows,
-    places of real positions, targets) of a batch -> what becomes of the loss."""
+    added to the loss. step: what the loss of a step is worked out within. on_epoch: called before each. on_resume: called with
+    the epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
+    checkpoint. distill: (loss, states, histories, windows, places of real positions, targets) of a batch -> what becomes of the
+    loss."""
 
     parameters: dict[float, list[nn.Parameter]] = field(default_factory=dict)
     penalty: Callable[[], Tensor | None] = lambda: None
+    step: Callable[[], AbstractContextManager[None]] = nullcontext
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None
     refresh: Callable[[], None] = lambda: None
     on_resume: Callable[[int], None] = lambda epoch: None
@@ -232,9 +234,10 @@ class Trainer:
             rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
             self._set_rates(rate)
             with product_precision(self.params.precision):
-                with ExitStack() as tables:
+                with ExitStack() as once:
+                    once.enter_context(self.extras.step())
                     for table in self.model.item_tables:
-                        tables.enter_context(table.quantized_once())
+                        once.enter_context(table.quantized_once())
                     result, n = self._loss(batch, rng)
                 loss = result.loss
                 if result.second is not None:

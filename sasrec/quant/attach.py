@@ -12,12 +12,13 @@ from sasrec.config import QuantParams
 from sasrec.errors import UserError
 from sasrec.mapping import from_mapping, unknown
 from sasrec.models.events import Histories
-from sasrec.models.taps import Place, taps
+from sasrec.models.taps import Linear, Place, taps
 from sasrec.quant.conventions import EDGE_BITS
 from sasrec.quant.features import PerFeature
 from sasrec.quant.frozen import FrozenTensor, tensors
 from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
 from sasrec.quant.rates import of_quantizer
+from sasrec.quant.together import weights_together
 from sasrec.training import Extras
 
 FULL_PRECISION = 32
@@ -59,13 +60,14 @@ def width(place: Place, params: QuantParams) -> int:
         return params.overrides[place.name]
     own = {"weight": params.weight_bits, "activation": params.activation_bits, "table": params.embedding_bits}
     bits = params.bits if own[place.kind] is None else int(own[place.kind] or 0)
-    between = place.stream or (place.scoring and place.kind == "activation")
     if params.preset == "paper" and place.kind == "table":
         return params.embedding_bits or EDGE_BITS
-    if params.preset == "paper" and (place.scoring or between):
+    # States, not what blocks make of them on their way.
+    states = place.kind == "activation" and (place.stream or place.scoring)
+    if params.preset == "paper" and states:
         return max(EDGE_BITS, bits)
     if params.preset == "source":
-        return bits if between else FULL_PRECISION
+        return bits if states else FULL_PRECISION
     return bits
 
 
@@ -202,7 +204,9 @@ def calibrate(model: nn.Module, histories: Iterable[Histories]) -> None:
 def own_training(model: nn.Module, seed: int) -> Extras:
     """What the quantizers in place add to a training run."""
 
-    all_taps = list(taps(model).values())  # once: the walk over all modules takes a while, and this is done every step
+    # Once: the walk over all modules takes a while, and this is done every step.
+    all_taps = list(taps(model).values())
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
 
     def penalty() -> Tensor | None:
         by_class: dict[type[Quantizer], list[Quantizer]] = {}
@@ -224,7 +228,14 @@ def own_training(model: nn.Module, seed: int) -> Extras:
                 quantizer.refresh(weights[name].detach())
 
     own, weights = parameters(quantizers(model).values())
-    return Extras(own, penalty, on_epoch, refresh, weights=weights)
+    return Extras(
+        parameters=own,
+        penalty=penalty,
+        step=lambda: weights_together(layers),
+        on_epoch=on_epoch,
+        refresh=refresh,
+        weights=weights,
+    )
 
 
 def parameters(built: Iterable[Quantizer]) -> tuple[dict[float, list[nn.Parameter]], list[nn.Parameter]]:

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
-from sasrec.quant.quantizer import SMALLEST_SCALE, BinaryQuantizer, Quantizer, by_row, inner, inside, least_squares, mse_scale
+from sasrec.quant.quantizer import (
+    SMALLEST_SCALE,
+    BinaryQuantizer,
+    Quantizer,
+    by_row,
+    inner,
+    inside,
+    least_squares,
+    mse_scale,
+    rounded,
+)
 
 TRAINS = True
 # Of `methods.lsq.lr`, where it is empty, by the width of each tensor.
@@ -41,21 +51,19 @@ class LearnedStep(torch.autograd.Function):
         ctx: Any, v: Tensor, step: Tensor, low: int, high: int, gradient_scale: float, unit: Tensor | None = None
     ) -> Tensor:
         scale = step if unit is None else step * unit
-        scaled = v / scale
-        quantized = scaled.round().clamp_(low, high).mul_(scale)
-        ctx.save_for_backward(scaled, quantized, step, None if unit is None else v)
-        ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
+        quantized, kept, size = rounded(v, scale, low, high)
+        ctx.save_for_backward(v, kept, quantized, step)
+        ctx.low, ctx.high, ctx.gradient_scale = low * size, high * size, gradient_scale
         return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (gradient,) = gradients
-        scaled, quantized, step, v = ctx.saved_tensors
+        v, kept, quantized, step = ctx.saved_tensors
         # Equation 5. d/dv: 1 inside, 0 at the ends of the grid and beyond.
-        to_v = inside(gradient, scaled, ctx.low, ctx.high)
+        to_v = inside(gradient, kept, ctx.low, ctx.high)
         # Equation 3. d/ds: round(v/s) - v/s inside; -Qn or Qp at the ends and beyond, where quantized / s is that end.
-        inner_v = inner(to_v, scaled, step) if v is None else inner(to_v, v, step) / step
-        to_step = inner(gradient, quantized, step) / step - inner_v
+        to_step = (inner(gradient, quantized, step) - inner(to_v, v, step)) / step
         return to_v, to_step * ctx.gradient_scale, None, None, None, None
 
 

@@ -12,7 +12,7 @@ from sasrec.errors import UserError
 from sasrec.mapping import within
 from sasrec.models.taps import Place
 from sasrec.quant.grid import Grid
-from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, by_row, inner, inside, mse_scale, row_sum
+from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, RoundThrough, by_row, inner, inside, mse_scale, rounded, row_sum
 from sasrec.quant.tanh_weight import Tanh, TanhWeight
 
 TRAINS = True
@@ -50,19 +50,18 @@ class LearnedClip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int, unit: Tensor | None = None) -> Tensor:
         scale = alpha / high if unit is None else alpha / high * unit
-        scaled = x / scale
-        quantized = scaled.round().clamp_(low, high).mul_(scale)
-        ctx.save_for_backward(scaled, quantized, alpha)
-        ctx.low, ctx.high = low, high
+        quantized, kept, size = rounded(x, scale, low, high)
+        ctx.save_for_backward(kept, quantized, alpha)
+        # Its ends are outside of the clip. (Of two floats a quotient, or a product, may miss them by its rounding.)
+        ctx.low, ctx.high = low * size * (1 - 1e-6), high * size * (1 - 1e-6)
         return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (gradient,) = gradients
-        scaled, quantized, alpha = ctx.saved_tensors
-        # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends (which a quotient of two floats may miss by
-        # its rounding) and beyond.
-        to_x = inside(gradient, scaled, ctx.low * (1 - 1e-6), ctx.high * (1 - 1e-6))
+        kept, quantized, alpha = ctx.saved_tensors
+        # Straight through the rounding. d/dx: 1 inside the clip, 0 at its ends and beyond.
+        to_x = inside(gradient, kept, ctx.low, ctx.high)
         # Equation 3. d/dalpha: 0 inside, without LSQ's residual of the rounding; 1 at alpha and beyond, low / high at the
         # other end and beyond (0 for the fixed end 0): which is quantized / alpha at each of them.
         to_alpha = inner(gradient - to_x, quantized, alpha) / alpha

@@ -136,23 +136,37 @@ class Quantizer(nn.Module):
         return parameter if rows is None or parameter.dim() == 0 else F.embedding(rows, parameter)
 
 
+def rounded(x: Tensor, scale: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, float]:
+    """clip(round(x / scale), low, high) scale, of x's shape; and what tells which of x were clipped: a tensor that is x in
+    steps, and of how many of its units a step is.
+
+    On the CPU, with one scale, that is x itself, and the quotients become the result where they stand: what a step costs over
+    one of full precision is mostly the memory that it goes through. Elsewhere the number of units would have to be waited for,
+    or is another for each row.
+    """
+    scaled = x / scale
+    if scale.dim() == 0 and x.device.type == "cpu":
+        return scaled.round_().clamp_(low, high).mul_(scale), x, float(scale)
+    return scaled.round().clamp_(low, high).mul_(scale), scaled, 1.0
+
+
 class RoundThrough(torch.autograd.Function):
     """x -> clip(round(x / scale), low, high) scale. The gradient is that of the identity (straight through, Bengio et al.
     2013, arXiv 1308.3432) where x / scale rounds to a level of the grid, and 0 beyond."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        scaled = x / scale
-        ctx.save_for_backward(scaled)
-        ctx.low, ctx.high = low, high
-        return scaled.round().clamp_(low, high).mul_(scale)
+        quantized, kept, unit = rounded(x, scale, low, high)
+        ctx.save_for_backward(kept)
+        # Half a step beyond the ends still rounds to an end. With the ends themselves as borders, the largest weight of
+        # a row, which lies exactly at the end of a min-max grid, would never move again.
+        ctx.low, ctx.high = (low - 0.5) * unit, (high + 0.5) * unit
+        return quantized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (scaled,) = ctx.saved_tensors
-        # Half a step beyond the ends still rounds to an end. With the ends themselves as borders, the largest weight of
-        # a row, which lies exactly at the end of a min-max grid, would never move again.
-        return inside(gradients[0], scaled, ctx.low - 0.5, ctx.high + 0.5), None, None, None
+        (kept,) = ctx.saved_tensors
+        return inside(gradients[0], kept, ctx.low, ctx.high), None, None, None
 
 
 def inside(gradient: Tensor, x: Tensor, low: float, high: float) -> Tensor:

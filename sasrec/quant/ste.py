@@ -67,9 +67,7 @@ class STE(Quantizer):
     def _widest(self, x: Tensor) -> Tensor:
         """Min-max scale of each row of x: (..., features) -> (..., 1)."""
         widest = x.amax(-1, keepdim=True) / self.high
-        if self.low:
-            widest = widest.maximum(x.amin(-1, keepdim=True) / self.low)
-        return widest.clamp_min(SMALLEST_SCALE)
+        return widest.maximum(x.amin(-1, keepdim=True) / self.low) if self.low else widest
 
     def _scale(self, x: Tensor, rows: Tensor | None) -> Tensor:
         widest = self._widest(x) if self.widest is None else self.widest

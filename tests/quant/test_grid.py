@@ -69,6 +69,29 @@ def test_half_way_all_take_the_even_level() -> None:
         assert torch.equal(values, wanted), name
 
 
+@pytest.mark.parametrize("name", ["through", "step", "clip"])
+def test_one_scale_and_a_scale_a_row_let_the_same_through(name: str) -> None:
+    """What is kept for the gradient is not the same: x itself, or x in steps."""
+    x = torch.randn(20, 40)
+    towards = torch.randn_like(x)
+
+    def found(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        value, given = x.clone().requires_grad_(), scale.clone().requires_grad_()
+        out = {
+            "through": lambda: RoundThrough.apply(value, given, -8, 7),
+            "step": lambda: LearnedStep.apply(value, given, -8, 7, 1.0),
+            "clip": lambda: LearnedClip.apply(value, given * 7, -8, 7),
+        }[name]()
+        (out * towards).sum().backward()
+        of_scale = torch.zeros(()) if given.grad is None else given.grad.sum()
+        return out.detach(), value.grad, of_scale  # type: ignore[return-value]
+
+    one, rows = found(torch.tensor(0.2)), found(torch.full((20, 1), 0.2))
+    assert torch.equal(one[0], rows[0]) and torch.equal(one[1], rows[1])
+    assert 0 < (one[1] == 0).float().mean() < 0.5  # some are clipped
+    torch.testing.assert_close(one[2], rows[2])
+
+
 def test_half_scales_keep_11_bits_of_small_scales_and_of_shifts() -> None:
     """A power of two beside them: float16 itself has 11 bits down to 6e-5 alone."""
     scale, shift = (1e-7 * torch.rand(50, 1) + 1e-7 for _ in range(2))

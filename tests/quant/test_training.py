@@ -10,8 +10,10 @@ from torch import nn
 
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.models.sasrec import SASRec
+from sasrec.models.taps import Linear
 from sasrec.quant import attach
 from sasrec.quant.schedule import Schedule
+from sasrec.quant.together import weights_together
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
 
@@ -34,10 +36,11 @@ methods = pytest.mark.parametrize(
 )
 
 
-def trainer_of(method: str, options: dict[str, Any], quant: QuantParams) -> tuple[SASRec, Trainer]:
+def trainer_of(method: str, options: dict[str, Any], quant: QuantParams, ffn_dim: int | None = None) -> tuple[SASRec, Trainer]:
     """A model of random but sizable weights with everything quantized, and what trains it."""
     torch.manual_seed(3)
-    model = SASRec(ModelParams(max_len=6, hidden=16, blocks=2, heads=2, dropout=0.0, attention_output=True), 40)
+    params = ModelParams(max_len=6, hidden=16, blocks=2, heads=2, ffn_dim=ffn_dim, dropout=0.0, attention_output=True)
+    model = SASRec(params, 40)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -147,6 +150,59 @@ def test_rates_of_both_groups_follow_the_schedule() -> None:
     trainer.epoch(2)
     weights, own = (group["lr"] for group in trainer.optimizer.param_groups)
     assert 0 < weights < params.lr and own / weights == pytest.approx(0.05 / params.lr)
+
+
+@methods
+@pytest.mark.parametrize("ffn_dim", [16, 24])
+def test_weights_that_are_quantized_together_are_the_same(
+    method: str, options: dict[str, Any], learned: set[str], ffn_dim: int
+) -> None:
+    """Weights to the bit, and gradients of all that is trained. 24: those of as many inputs but more rows are with the others,
+    and those of more inputs by themselves."""
+    model, _ = trainer_of(method, options, QuantParams(bits=4, overrides={"blocks.0.attention.key.weight": 2}), ffn_dim)
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    towards = [torch.randn_like(layer.weight) for layer in layers]
+    trained = [*(layer.weight for layer in layers), *own_parameters(model).values()]
+
+    def quantized() -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        values = [layer.weight_tap(layer.weight) for layer in layers]
+        total = torch.stack([(own * to).sum() for own, to in zip(values, towards, strict=True)]).sum()
+        return values, list(torch.autograd.grad(total, trained, allow_unused=True))
+
+    apart, wanted = quantized()
+    with weights_together(layers):
+        assert sum(layer.weight_tap.given is None for layer in layers) == 1  # the one of another width
+        together, found = quantized()
+    assert all(map(torch.equal, apart, together))
+    for one, other in zip(wanted, found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(other, one)
+    # Afterwards they follow the weights again.
+    with torch.no_grad():
+        layers[0].weight.mul_(2)
+    assert not torch.equal(layers[0].weight_tap(layers[0].weight), apart[0])
+
+
+@methods
+def test_a_step_quantizes_weights_of_one_shape_at_once(method: str, options: dict[str, Any], learned: set[str]) -> None:
+    model, trainer = trainer_of(method, options, QuantParams(bits=4))
+    calls: list[int] = []
+    steps: list[int] = []
+    for quantizer in attach.quantizers(model).values():
+        if quantizer.place.kind == "weight":
+            quantizer.register_forward_hook(lambda module, given, out: calls.append(len(given[0])))
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.epoch(1)
+    # Two blocks of six matrices of 16 rows.
+    assert len(steps) > 1 and calls == [12 * 16] * len(steps)
+
+
+def test_weights_with_one_scale_each_are_quantized_apart() -> None:
+    model, _ = trainer_of("lsq", {"lr": 0.01}, QuantParams(bits=4, weights="per_tensor"))
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    with weights_together(layers):
+        assert all(layer.weight_tap.given is None for layer in layers)
 
 
 @methods
