@@ -85,7 +85,7 @@ class Numerators(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         query, key, numerators = ctx.saved_tensors
         to_scores = gradients[0] * numerators
-        largest = numerators.floor()  # 1 where they are 1, else 0: as a comparison, at a third of its time
+        largest = numerators.floor()  # 1 where they are 1, else 0: as a comparison, at a ninth of its time
         to_scores.addcmul_(largest, to_scores.sum(-1, keepdim=True) / largest.sum(-1, keepdim=True), value=-1)
         to_bias = to_scores.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[2] else None
         to_query = (to_scores @ key).mul_(ctx.scale)

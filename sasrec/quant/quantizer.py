@@ -137,12 +137,12 @@ class Quantizer(nn.Module):
 
 
 def rounded(x: Tensor, scale: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, float]:
-    """clip(round(x / scale), low, high) scale, of x's shape; and what tells which of x were clipped: a tensor that is x in
-    steps, and of how many of its units a step is.
+    """clip(round(x / scale), low, high) scale, of x's shape; and what tells which of x were clipped: a tensor to compare with
+    low and high times the number that comes with it.
 
-    On the CPU, with one scale, that is x itself, and the quotients become the result where they stand: what a step costs over
-    one of full precision is mostly the memory that it goes through. Elsewhere the number of units would have to be waited for,
-    or is another for each row.
+    On the CPU, with one scale, that is x itself and the scale, and the quotients become the result where they stand, because
+    going through memory is most of what this costs. Elsewhere it is x / scale and 1: a GPU's scale would have to be waited
+    for, and that of rows is not one number.
     """
     scaled = x / scale
     if scale.dim() == 0 and x.device.type == "cpu":
