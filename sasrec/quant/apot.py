@@ -14,7 +14,7 @@ from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, ins
 
 TRAINS = True
 # Of `methods.apot.lr`, where it is empty, by the width of each tensor.
-RATES = {1: 0.03, 3: 0.001}
+RATES = {1: 0.03, 3: 0.001, 6: 0.0001}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sasrec.quant.quantizer import (
 
 TRAINS = True
 # Of `methods.lsq.lr`, where it is empty, by the width of each tensor.
-RATES = {1: 0.03, 3: 0.01, 4: 0.003, 6: 0.001}
+RATES = {1: 0.01, 3: 0.003, 6: 0.001}
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_penalties_of_many_are_one_sum() -> None:
         assert float(quantizer.log_alpha.grad) == pytest.approx(2 * decay * alpha**2)
 
 
-@pytest.mark.parametrize(("bits", "decay"), [(2, 1e-2), (3, 1e-4), (8, 1e-4)])
+@pytest.mark.parametrize(("bits", "decay"), [(2, 1e-2), (3, 6e-4), (4, 1e-4), (8, 1e-4)])
 def test_fewer_bits_decay_more(build: Build, bits: int, decay: float) -> None:
     pact = build("pact", bits, values=torch.randn(4000))
     alpha, penalty = float(pact.grid().scale) * pact.high, pact.penalty()

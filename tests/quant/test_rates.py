@@ -61,6 +61,9 @@ def test_documents_say_the_rates_that_are_used() -> None:
     comments = re.findall(r"^ +lr: +# empty: by (?:the narrowest|each tensor's) width: (.*)$", params, re.MULTILINE)
     for table, comment in zip(tables, comments, strict=True):
         assert re.findall(r"0\.\d+", comment) == [f"{rate:g}" for rate in sorted(set(table.values()))]
+    for name, document in (("decay: +#", params), ("`methods.pact.decay` ", text)):
+        (line,) = re.findall(rf"^.*{name}.*$", document, re.MULTILINE)
+        assert re.findall(r"0\.\d+", line.split("empty: ")[1]) == [f"{decay:g}" for decay in pact.DECAYS.values()]
 
 
 def test_a_rate_that_is_given_holds_at_every_width() -> None:

@@ -138,7 +138,7 @@ def test_without_a_rate_each_width_has_its_own() -> None:
     weights, *own = trainer.optimizer.param_groups
     assert weights["lr"] == TRAIN.lr
     assert {round(group["lr"], 9): {parameter.numel() for parameter in group["params"]} for group in own} == {
-        0.03: {41, 6}, 0.003: {16}, 0.001: {1},
+        0.01: {41, 6}, 0.003: {16}, 0.001: {1},
     }  # fmt: skip
 
 
