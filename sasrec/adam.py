@@ -24,12 +24,13 @@ class EagerOptimizer(Optimizer):
 
 
 class Adam(EagerOptimizer, torch.optim.Adam):
-    """torch.optim.Adam, by its fused kernel; decoupled: torch.optim.AdamW."""
+    """torch.optim.Adam, by its fused kernel; decoupled: torch.optim.AdamW. capturable: steps can be captured as a CUDA graph,
+    and learning rates are tensors, which a graph reads anew each time."""
 
     def __init__(
-        self, params: Iterable[Tensor] | list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999),
-        decoupled: bool = False,
+        self, params: Iterable[Tensor] | list[dict[str, Any]], lr: float | Tensor, betas: tuple[float, float] = (0.9, 0.999),
+        decoupled: bool = False, capturable: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr, betas, fused=True, decoupled_weight_decay=decoupled)
+        super().__init__(params, lr, betas, fused=True, decoupled_weight_decay=decoupled, capturable=capturable)
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))

@@ -3,6 +3,8 @@
 import platform
 from pathlib import Path
 
+import torch
+
 CPUINFO = Path("/proc/cpuinfo")
 # What decides how fast integers are multiplied.
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -17,6 +19,11 @@ def processor_flags(path: Path = CPUINFO) -> str:
     """Which of FLAGS it has, separated by blanks; empty where the system does not say."""
     found = _first(path, "flags").split()
     return " ".join(flag for flag in FLAGS if flag in found)
+
+
+def gpu(device: str) -> str | None:
+    """The name of the GPU that `device` of params.yaml puts training on; None where that is the processor."""
+    return torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
 
 
 def _first(path: Path, name: str) -> str:

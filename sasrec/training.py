@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from sasrec import evaluation, losses, metrics, objective
 from sasrec.adam import Adam
+from sasrec.captured import ANY_ITEM, CapturedSteps, Static, filled
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
 from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
@@ -86,6 +88,10 @@ class Extras:
     candidates_from: int = 0
     distill: Callable[[losses.Result, Tensor, Histories, Tensor | None, Tensor, Ints], losses.Result] | None = None
     weights: list[nn.Parameter] = field(default_factory=list)
+    draws: bool = False
+
+
+NOTHING = Extras()
 
 
 @contextmanager
@@ -140,7 +146,7 @@ class Trainer:
     ) -> None:
         """validate_start: whether the state before training is a candidate for the best checkpoint."""
         self.model, self.store, self.params, self.seed, self.device = model, store, params, seed, device
-        self.extras = extras or Extras()
+        self.extras = extras or NOTHING
         self.validate_start = validate_start
         own = {id(parameter) for parameters in self.extras.parameters.values() for parameter in parameters}
         self.weights = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
@@ -158,13 +164,18 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": params.weight_decay}]
         groups += [{"params": parameters, "weight_decay": 0.0} for parameters in self.extras.parameters.values()]
         decay, decoupled = params.weight_decay, params.optimizer == "adamw"
-        self.optimizer = Adam(groups, params.lr, BETAS, decoupled)
-        self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
         self.kind = losses.needs_negatives(params)
         self.objective = objective.of(model, params, store)
         self.held = store.held("validation")
         self.asked = asked_by(model)
+        self.captured = CapturedSteps(self._work, device) if device.type == "cuda" and self._can_be_captured() else None
+        if self.captured is not None:
+            groups = [{**group, "lr": torch.tensor(params.lr, device=device)} for group in groups]
+            self.average = torch.zeros((), device=device)  # real positions of a batch, in the mean of the epoch
+            self.total = torch.zeros(2, device=device)  # of loss and accuracy over the positions of the epoch so far
+        self.optimizer = Adam(groups, params.lr, BETAS, decoupled, capturable=self.captured is not None)
+        self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
         """Train to the end or to early stopping. resume: the file that a killed run of the same `key` left behind."""
@@ -215,7 +226,8 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence([self.seed, epoch, 1]).generate_state(1)[0]))
         rng = np.random.default_rng([self.seed, epoch, 2])
         self.model.train()
-        set_dropout(self.model, dropout_rate(self.params, self.model.params.dropout, epoch))
+        dropout = dropout_rate(self.params, self.model.params.dropout, epoch)
+        set_dropout(self.model, dropout)
         self.extras.on_epoch(epoch - 1, self.params.epochs)
         max_len, every = self.model.params.max_len, self.params.windows == "all"
         size, way, least = self.params.batch_size, self.params.batching, self.params.min_batches
@@ -227,27 +239,21 @@ class Trainer:
         # Batches are made between the steps, not by a thread beside them: on MovieLens-1M one takes 0.6 ms and its negatives
         # 0.2, of a step of 29 ms (length 50, one core) to 113 (length 200), so that no more than 3 % could be had.
         bar = tqdm(drawn.batches, f"epoch {epoch}/{self.params.epochs}", count, leave=False, disable=not sys.stderr.isatty())
-        for i, batch in enumerate(bar):
-            stop_if_orphaned()
-            if i % REFRESH_EVERY == 0:
-                self.extras.refresh()
-            rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
-            self._set_rates(rate)
-            with product_precision(self.params.precision):
-                with ExitStack() as once:
-                    once.enter_context(self.extras.step())
-                    for table in self.model.item_tables:
-                        once.enter_context(table.quantized_once())
-                    result, n = self._loss(batch, rng)
-                loss = result.loss
-                if result.second is not None:
-                    loss = loss + self.params.rating_weight * result.second
-                # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
-                loss = loss if self.params.weighting == "batch" else loss * (n / average)
-                penalty = self.extras.penalty()
-                self.descend(loss if penalty is None else loss + penalty)
-            total += torch.stack([result.loss.detach(), result.accuracy]) * n
-            tokens += n
+        with self._graphs(epoch, average, dropout):
+            for i, batch in enumerate(bar):
+                stop_if_orphaned()
+                if i % REFRESH_EVERY == 0:
+                    self.extras.refresh()
+                rate = learning_rate(self.params, (epoch - 1 + i / count) / self.params.epochs)
+                self._set_rates(rate)
+                if self.captured is None:
+                    total += self._step(partial(self._loss, batch, rng), average)
+                else:
+                    negatives = self._negatives_of(batch, rng)
+                    self.captured(filled(batch, negatives, self.kind, max_len), self.sampler.log_expected(negatives))
+                tokens += int(np.count_nonzero(batch.targets))
+        if self.captured is not None:
+            total = self.total
         loss, accuracy = (total / max(tokens, 1)).tolist()
         if not math.isfinite(loss):
             raise UserError(
@@ -255,6 +261,56 @@ class Trainer:
                 "methods.<name>.lr), or set train.clip_norm"
             )
         return rate, loss, accuracy
+
+    def _step(self, forward: Callable[[], tuple[losses.Result, int | Tensor]], average: float | Tensor) -> Tensor:
+        """Train on what `forward` gives: loss and accuracy of a batch, and how many positions they are of. average: how many a
+        batch of this epoch has. Returns the sums of both over the positions, (2,)."""
+        with product_precision(self.params.precision):
+            with ExitStack() as once:
+                once.enter_context(self.extras.step())
+                for table in self.model.item_tables:
+                    once.enter_context(table.quantized_once())
+                result, n = forward()
+            loss = result.loss
+            if result.second is not None:
+                loss = loss + self.params.rating_weight * result.second
+            # Batches of short windows have few positions; weighing as much as others, each of those would count for more.
+            loss = loss if self.params.weighting == "batch" else loss * (n / average)
+            penalty = self.extras.penalty()
+            self.descend(loss if penalty is None else loss + penalty)
+        return torch.stack([result.loss.detach(), result.accuracy]) * n
+
+    def _can_be_captured(self) -> bool:
+        """Whether a step is work of the device alone, on tensors that have a shape for each shape of a batch: no draws beside
+        those of negatives and of torch's own generator, and no sparse gradients."""
+        plain = isinstance(self.objective, objective.Objective) and self.second is None and self.extras.distill is None
+        return plain and not self.asked and not self.extras.draws and self.params.table_optimizer == "dense"
+
+    def _work(self, static: Static) -> None:
+        """A training step on a batch that is on the device already."""
+        self.total += self._step(partial(self._loss_of, static), self.average)
+
+    def _loss_of(self, static: Static) -> tuple[losses.Result, Tensor]:
+        """As `_loss`."""
+        model, targets = self.model, static.targets.flatten()
+        encoded = model.encode(static.histories, windows=static.windows)
+        real = (targets > 0).to(encoded.dtype)
+        states = encoded if self.kind == "sequence" else encoded.flatten(0, 1)
+        given = (states, targets.clamp(min=ANY_ITEM), static.negatives, None, static.log_expected, real)
+        return losses.compute(self.params, model.items, model.score, model.scoring_table.all, *given), real.sum()
+
+    @contextmanager
+    def _graphs(self, epoch: int, average: float, dropout: float) -> Iterator[None]:
+        """What is around the steps of an epoch where they are captured."""
+        if self.captured is None:
+            yield
+            return
+        # Rates of dropout are part of a graph, and what quantizers do changes with the epochs.
+        self.captured.keep_while((dropout, 0 if self.extras is NOTHING else epoch))
+        self.average.fill_(average)
+        self.total.zero_()
+        with self.captured.running():
+            yield
 
     def descend(self, loss: Tensor) -> None:
         """One step of the optimizers down the gradient of `loss`."""
@@ -272,9 +328,12 @@ class Trainer:
         return {"optimizer": self.optimizer} | ({"tables": self.table_optimizer} if self.table_optimizer else {})
 
     def _set_rates(self, rate: float) -> None:
-        self.optimizer.param_groups[0]["lr"] = rate
-        for group, own in zip(self.optimizer.param_groups[1:], self.extras.parameters, strict=True):
-            group["lr"] = own * rate / self.params.lr
+        own = [own * rate / self.params.lr for own in self.extras.parameters]
+        for group, value in zip(self.optimizer.param_groups, [rate, *own], strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)  # where graphs read it
+            else:
+                group["lr"] = value
         for group in self.table_optimizer.param_groups if self.table_optimizer else ():
             group["lr"] = rate
 
@@ -287,14 +346,13 @@ class Trainer:
         windows = None if batch.windows is None else self._tensor(batch.windows)
         encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
+        users, negatives = batch.users[real], self._negatives_of(batch, rng)
         if self.kind == "sequence":
-            negatives = self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-            result = self._result(states, targets, batch.users[real], negatives, rng, places)
+            result = self._result(states, targets, users, negatives, rng, places)
         else:
             states = states.flatten(0, 1)
             states = states if len(targets) == real.size else states[places]
-            users = batch.users[real]
-            result = self._result(states, targets, users, self._negatives(users, rng), rng)
+            result = self._result(states, targets, users, negatives, rng)
         if self.extras.distill:
             result = self.extras.distill(result, encoded, histories, windows, places, targets)
         if self.second is not None:
@@ -303,6 +361,13 @@ class Trainer:
             own = self.second.loss(encoded.flatten(0, 1)[places], rows, batch.places[real] + 1)
             result = replace(result, second=own)
         return result, len(targets)
+
+    def _negatives_of(self, batch: Batch, rng: np.random.Generator) -> Ints:
+        """Those of the real positions of a batch: (tokens, n), (rows, n) where rows share them, or (n,) where all do."""
+        real = batch.targets > 0
+        if self.kind == "sequence":
+            return self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
+        return self._negatives(batch.users[real], rng)
 
     def _negatives(self, users: Ints, rng: np.random.Generator) -> Ints:
         """(n,) for the whole batch, or (tokens, n) for users (tokens,); for cross-entropy n = 1."""

@@ -29,7 +29,7 @@ from sasrec import merging, reference
 from sasrec.config import Study
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
-from sasrec.machine import processor
+from sasrec.machine import gpu, processor
 from sasrec.protocol import PROTOCOLS
 from sasrec.report.figures import write_figure
 from sasrec.report.results import BASELINE_SEED, BASELINES
@@ -90,6 +90,7 @@ def keep(options: argparse.Namespace) -> None:
         "params": yaml.safe_load(PARAMS.read_text(encoding="utf-8")),
         "environment": {
             "cpu": processor(),
+            **({"gpu": on} if (on := gpu(study.device)) else {}),
             "threads": study.threads,
             "seconds": options.seconds,
             "python": platform.python_version(),

@@ -235,7 +235,13 @@ def own_training(model: nn.Module, seed: int) -> Extras:
         on_epoch=on_epoch,
         refresh=refresh,
         weights=weights,
+        draws=draw(quantizers(model).values()),
     )
+
+
+def draw(built: Iterable[Quantizer]) -> bool:
+    """Whether training steps of any of them draw from generators of their own."""
+    return any(quantizer.method.draws for quantizer in built)
 
 
 def parameters(built: Iterable[Quantizer]) -> tuple[dict[float, list[nn.Parameter]], list[nn.Parameter]]:

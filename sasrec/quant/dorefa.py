@@ -71,8 +71,12 @@ class BoundedActivation(FixedScale):
         super().__init__(place, bits, per_row=False)
         self.gradient_bits = gradient_bits
 
+    @property
+    def draws(self) -> bool:
+        return self.gradient_bits is not None
+
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
-        if self.gradient_bits is not None:
+        if self.draws:
             self.seed_generator(seed, epoch)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

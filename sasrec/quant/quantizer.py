@@ -117,6 +117,11 @@ class Quantizer(nn.Module):
         self.generator = torch.Generator(device).manual_seed(own)
         return self.generator
 
+    @property
+    def draws(self) -> bool:
+        """Whether a training step draws from `generator`."""
+        return self.stochastic
+
     def noise(self, x: Tensor) -> Tensor | None:
         """Uniform numbers in 0..1 of x's shape where rounding is stochastic now, else None."""
         if not self.stochastic or not self.training:

@@ -88,7 +88,8 @@ class Schedule:
 
     def extras(self, seed: int) -> Extras:
         """What the quantizers add to a training run."""
-        own, weights = attach.parameters(quantizer for built in self.built for quantizer in built.values())
+        every = [quantizer for built in self.built for quantizer in built.values()]
+        own, weights = attach.parameters(every)
         ends = [phase.start for phase in self.phases[1:]]
 
         def on_epoch(epoch: int, epochs: int) -> None:
@@ -106,6 +107,7 @@ class Schedule:
             attach.own_training(self.model, seed),
             parameters=own,
             weights=weights,
+            draws=attach.draw(every),
             on_epoch=on_epoch,
             on_resume=lambda done: self.place(self.at(max(done - 1, 0))),
             # The model of an earlier phase is not what was asked for, however good.
