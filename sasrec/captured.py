@@ -7,6 +7,7 @@ their shape reads them. Draws are those of steps that are not captured: of batch
 dropout by torch's generator, whose state a graph reads anew each time. So an epoch gives the same bits with graphs and without.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,19 @@ class Static:
 Work = Callable[[Static], None]
 
 
+@contextmanager
+def nothing_freed() -> Iterator[None]:
+    """No garbage is collected inside: the graphs of an earlier training may be among it, and giving one back breaks off a
+    capture that is under way."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CapturedSteps:
     """Runs `work`, a whole training step on the tensors of a Static, as a graph for each shape. The first of all steps is not
     captured: libraries and the optimizer set themselves up in it."""
@@ -91,6 +105,10 @@ class CapturedSteps:
         """Forget all graphs where `state`, which stands for what a step does besides its batch, is not what it was."""
         if state != self.state:
             self.state, self.graphs, self.pool = state, {}, torch.cuda.graph_pool_handle()
+
+    def forget(self) -> None:
+        """Give the graphs and their memory back."""
+        self.keep_while(None)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -115,7 +133,7 @@ class CapturedSteps:
             return
         if graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            with nothing_freed(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 self.work(static)
             self.graphs[shapes] = graph, static
         graph.replay()

@@ -204,6 +204,8 @@ class Trainer:
                 )
             if resume:
                 self._save(resume, key, progress, best)
+        if self.captured is not None:
+            self.captured.forget()
         if best is not None:
             self.model.load_state_dict(best)
         self.model.eval()

@@ -5,6 +5,7 @@ value then fails: a number or a shape that depends on the data, which are what a
 two devices. Fake `cuda` needs a build of torch for CUDA; `lazy`, a device type that every build knows, does as well.
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -301,6 +302,9 @@ class Uncaptured(CapturedSteps):
     def keep_while(self, state: Any) -> None:
         """Nothing is kept."""
 
+    def forget(self) -> None:
+        """Nothing is."""
+
     @contextmanager
     def running(self) -> Iterator[None]:
         yield
@@ -470,6 +474,33 @@ def test_graphs_change_no_bit(loss: str, method: str, monkeypatch: pytest.Monkey
     assert not trainer.captured.graphs
     assert rows == others
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@needs_gpu
+@pytest.mark.usefixtures("_deterministic")
+def test_graphs_of_an_earlier_training_do_not_disturb_a_capture() -> None:
+    """They are freed when garbage is collected, and that may be at any moment."""
+    _, trainer, _ = trained(GPU, "none", 0.2)
+    trainer.itself = trainer  # type: ignore[attr-defined]
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        del trainer
+        _, trainer, _ = trained(GPU, "lsq", 0.2)
+    finally:
+        gc.set_threshold(*before)
+    assert trainer.captured is not None
+    assert trainer.captured.graphs
+
+
+@needs_gpu
+@pytest.mark.usefixtures("_deterministic")
+def test_a_training_gives_its_graphs_back() -> None:
+    store = walks()
+    trainer = Trainer(of_model(store, GPU), store, TrainParams(**TRAIN), 0, device=GPU)
+    trainer.run(log=lambda line: None)
+    assert trainer.captured is not None
+    assert not trainer.captured.graphs
 
 
 @needs_gpu
