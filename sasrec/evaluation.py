@@ -24,9 +24,10 @@ from sasrec.models.transfer import send
 BLOCK_ELEMENTS = 8_000_000
 # The same of scores that are products of states and a table, which can be had for some items at a time. On a CPU few enough
 # that the passes over them find them in the cache: with as many as above they take longer than the products.
-FACTORED_ELEMENTS = {"cpu": 1_000_000}
-# Users whose histories are encoded at once: more take no less time and more memory.
-USERS = 256
+FACTORED_ELEMENTS = {"cpu": 1_000_000, "cuda": 32_000_000}
+# Users whose histories are encoded at once: more take no less time and more memory, but on a GPU, which waits for the host to
+# say what is done with few.
+USERS, GPU_USERS = 256, 1024
 
 
 class Store(Protocol):
@@ -95,6 +96,11 @@ class Ranks:
     def coverage(self) -> float:
         """Share of the catalogue that is among the ten best of at least one user."""
         return float((self.recommended[1:] > 0).mean())
+
+
+def users_at_once(device: torch.device | str) -> int:
+    """How many users to rank at once on `device`."""
+    return USERS if torch.device(device).type == "cpu" else GPU_USERS
 
 
 def blocks(store: Store, held: Held, max_len: int, size: int, asked: Sequence[str] = ()) -> Iterator[tuple[Ints, Histories]]:
@@ -269,16 +275,16 @@ def rank(
     max_len: int,
     *,
     exclude_seen: bool = True,
-    batch_size: int = USERS,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
     only: Literal["full"] | None = None,
     asked: Sequence[str] = (),
 ) -> Ranks:
     """Rank the held-out item of every evaluated user.
 
-    max_len: how much of the history the scorer is given. asked: what it is given of each event beside the item
-    (`events.NAMES`). only: leave the rest out; its ranks are nan, and nothing is recommended. Raises UserError where a score
-    is not a number.
+    max_len: how much of the history the scorer is given. batch_size: users at once; None: what suits the device. asked: what
+    the scorer is given of each event beside the item (`events.NAMES`). only: leave the rest out; its ranks are nan, and
+    nothing is recommended. Raises UserError where a score is not a number.
     """
     held = store.held(part)
     targets = np.asarray(store.items)[held.positions].astype(np.int64)
@@ -286,7 +292,8 @@ def rank(
     full, sampled, popsampled = torch.full((3, len(targets)), torch.nan, device=device)
     undefined: list[Tensor] = []
     recommended = torch.zeros(store.items_count + 1, dtype=torch.int64, device=device)
-    size = batch_size if isinstance(scorer, Factored) else min(batch_size, BLOCK_ELEMENTS // (store.items_count + 1))
+    size = users_at_once(device) if batch_size is None else batch_size
+    size = size if isinstance(scorer, Factored) else min(size, BLOCK_ELEMENTS // (store.items_count + 1))
     both = ((sampled, held.negatives), (popsampled, held.popular_negatives))
     for rows, histories in blocks(store, held, max_len, max(1, size), asked):
         users, at = held.users[rows], send(rows, device)
