@@ -25,8 +25,8 @@ BLOCK_ELEMENTS = 8_000_000
 # The same of scores that are products of states and a table, which can be had for some items at a time. On a CPU few enough
 # that the passes over them find them in the cache: with as many as above they take longer than the products.
 FACTORED_ELEMENTS = {"cpu": 1_000_000, "cuda": 32_000_000}
-# Users whose histories are encoded at once: more take no less time and more memory, but on a GPU, which waits for the host to
-# say what is done with few.
+# Users whose histories are encoded at once: more take no less time and more memory, but on a GPU, to which each kernel
+# has to be said (not measured there).
 USERS, GPU_USERS = 256, 1024
 
 

@@ -20,7 +20,7 @@ Score = Callable[[Tensor, Tensor | None], Tensor]
 # Logits held at once by the full cross-entropy, in elements: bounds its memory whatever the batch and the catalogue, and
 # keeps them in the cache between the passes (an epoch takes a twelfth less time than with four times as many).
 CHUNK_ELEMENTS = 500_000
-# The same on a GPU, whose cache is no use here, and which wants few kernels of much work.
+# The same on a GPU, to which each kernel has to be said: few of much work. The number was not compared with others.
 GPU_CHUNK_ELEMENTS = 64_000_000
 
 
