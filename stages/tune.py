@@ -1,6 +1,8 @@
-"""Try a small grid through DVC's queue and rank it by validation: python -m stages.tune [-S KEY=A,B ...] [--target VARIANT]
+"""Try a small grid through DVC's queue and judge it by validation: python -m stages.tune [-S KEY=A,B ...] [--target NAME ...]
 
 For example: python -m stages.tune -S 'train.lr=5e-4,1e-3' -S 'model.dropout=0.2,0.4' --target sasrec --jobs 1
+or, every method and the control with the same number of trials:
+python -m stages.tune -S 'quant.lr=2e-4,5e-4,1e-3' --target control ste lsq pact dorefa apot
 
 Every combination is one experiment of `evaluate@<target>`, run in a copy of the project. Choosing is for validation
 alone, so test metrics are not shown. The experiments stay in `dvc exp list`; the queue is left empty.
@@ -36,11 +38,12 @@ PATIENCE, RESTARTS = 3, 3
 
 @dataclass(frozen=True)
 class Trial:
-    """One experiment: the values it ran with, in the order of the grid's keys; METRIC, or why there is none."""
+    """One experiment: the values it ran with, in the order of the grid's keys; METRIC of each target, None where there is none,
+    and then why."""
 
     name: str
     values: tuple[Any, ...]
-    score: float | None
+    scores: tuple[float | None, ...]
     failure: str = ""
 
 
@@ -83,8 +86,11 @@ def keys(grid: Sequence[str]) -> list[str]:
     return [entry.split("=")[0] for entry in grid]
 
 
-def trials(shown: Sequence[Mapping[str, Any]], names: Sequence[str], parameters: Sequence[str], target: str) -> list[Trial]:
-    """The trials among `names` in the output of `dvc exp show --json`, best on validation first, failed ones last."""
+def trials(
+    shown: Sequence[Mapping[str, Any]], names: Sequence[str], parameters: Sequence[str], targets: Sequence[str]
+) -> list[Trial]:
+    """The trials among `names` in the output of `dvc exp show --json`: of one target best on validation first, of several in
+    the order of `names`; what has no result at all last."""
     found = {}
     for branch in shown:
         for experiment in branch.get("experiments") or []:
@@ -94,13 +100,21 @@ def trials(shown: Sequence[Mapping[str, Any]], names: Sequence[str], parameters:
                 continue
             data = revision.get("data") or {}
             values = tuple(_value(data, key) for key in parameters)
-            measured = ((data.get("metrics") or {}).get(f"metrics/{target}.json") or {}).get("data") or {}
             state = (experiment.get("executor") or {}).get("state")
-            score = measured.get(METRIC) if state in (None, "success") else None
-            failure = "" if score is not None else "no result" if state in (None, "success") else str(state)
-            found[name] = Trial(name, values, score, failure)
-    everyone = [found.get(name, Trial(name, (None,) * len(parameters), None, "lost")) for name in names]
-    return sorted(everyone, key=lambda trial: -math.inf if trial.score is None else trial.score, reverse=True)
+            done = state in (None, "success")
+            # What failed is shown with the metrics of the commit that it started from.
+            scores = tuple(_score(data, target) if done else None for target in targets)
+            failure = "" if None not in scores else "no result" if done else str(state)
+            found[name] = Trial(name, values, scores, failure)
+    nothing = (None,) * len(targets)
+    everyone = [found.get(name, Trial(name, (None,) * len(parameters), nothing, "lost")) for name in names]
+    if len(targets) == 1:
+        return sorted(everyone, key=lambda trial: -math.inf if trial.scores[0] is None else trial.scores[0], reverse=True)
+    return sorted(everyone, key=lambda trial: trial.scores == nothing)
+
+
+def _score(data: Mapping[str, Any], target: str) -> float | None:
+    return (((data.get("metrics") or {}).get(f"metrics/{target}.json") or {}).get("data") or {}).get(METRIC)
 
 
 def _value(data: Mapping[str, Any], key: str) -> Any:
@@ -111,16 +125,43 @@ def _value(data: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def table(ranked: Sequence[Trial], parameters: Sequence[str]) -> str:
-    """Trials as an aligned table."""
-    lines = [("experiment", *parameters, METRIC)]
+def best(ranked: Sequence[Trial], target: int) -> Trial | None:
+    """The trial with the highest METRIC of that target, the earlier of equal ones; None where none has any."""
+    scored = [(trial.scores[target], trial) for trial in ranked]
+    known = [(score, trial) for score, trial in scored if score is not None]
+    return max(known, key=lambda each: each[0])[1] if known else None
+
+
+def table(ranked: Sequence[Trial], parameters: Sequence[str], targets: Sequence[str]) -> str:
+    """Trials as an aligned table. Of several targets, the best of each has a star."""
+    several = len(targets) > 1
+    stars = [best(ranked, target) if several else None for target in range(len(targets))]
+    lines = [("experiment", *parameters, *((f"{target} {METRIC}" for target in targets) if several else (METRIC,)))]
     for trial in ranked:
-        result = trial.failure if trial.score is None else f"{trial.score:.5f}"
-        lines.append((trial.name, *("" if value is None else str(value) for value in trial.values), result))
+        results = [
+            trial.failure if score is None else f"{score:.5f}{' *' if trial is star else ''}"
+            for score, star in zip(trial.scores, stars, strict=True)
+        ]
+        lines.append((trial.name, *("" if value is None else str(value) for value in trial.values), *results))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
     )
+
+
+def chosen(ranked: Sequence[Trial], parameters: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """What to do with the best of each target, a line each. Raises UserError where nothing has a result."""
+    found = [(target, best(ranked, index)) for index, target in enumerate(targets)]
+    if not any(trial for _, trial in found):
+        raise UserError("no experiment came to a result")
+    if len(targets) == 1:
+        return [f"best on validation: dvc exp apply {trial.name}" for _, trial in found if trial]
+    return [
+        f"best of {target}: " + ", ".join(f"{key}={value}" for key, value in zip(parameters, trial.values, strict=True))
+        if trial
+        else f"{target} came to no result"
+        for target, trial in found
+    ]
 
 
 def reason(log: str) -> str:
@@ -154,13 +195,14 @@ def wait(names: Sequence[str], jobs: int) -> None:
 def main(study: Study, *arguments: str) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.tune", description="A grid over DVC's queue, by validation.")
     parser.add_argument("-S", "--set-param", action="append", metavar="KEY=A,B", dest="grid", help=f"default: {GRID}")
-    parser.add_argument("--target", default=study.variants[0], help="the variant that is judged")
+    parser.add_argument("--target", nargs="+", default=[study.variants[0]], help="the variants that are judged", dest="targets")
     parser.add_argument("--jobs", type=int, default=1, help="experiments at once; each uses `threads` threads")
     options = parser.parse_args(arguments)
-    grid, target = options.grid or list(GRID), options.target
+    grid, targets = options.grid or list(GRID), list(dict.fromkeys(options.targets))
     parameters = keys(grid)
-    if target not in study.variants:
-        raise unknown("variant", target, study.variants, "--target")
+    for target in targets:
+        if target not in study.variants:
+            raise unknown("variant", target, study.variants, "--target")
     path = Path(study.dataset.path).expanduser()
     if study.dataset.path != NO_FILE and not path.is_absolute():
         raise UserError(
@@ -174,13 +216,13 @@ def main(study: Study, *arguments: str) -> None:
             f"DVC's queue holds other experiments ({', '.join(others)}); run them, or dvc queue remove {' '.join(others)}"
         )
     overrides = [part for entry in grid for part in ("-S", entry)]
-    names = queued_names(dvc("exp", "run", "--queue", *overrides, f"evaluate@{target}"))
+    names = queued_names(dvc("exp", "run", "--queue", *overrides, *(f"evaluate@{target}" for target in targets)))
     failures: dict[str, str] = {}
     finished = False
     try:
         print(f"{len(names)} experiments: {', '.join(names)}", flush=True)
         wait(names, options.jobs)
-        ranked = trials(json.loads(dvc("exp", "show", "--json")), names, parameters, target)
+        ranked = trials(json.loads(dvc("exp", "show", "--json")), names, parameters, targets)
         for trial in ranked:
             if trial.failure == "failed":
                 failures[trial.name] = reason(dvc("queue", "logs", trial.name))
@@ -191,12 +233,10 @@ def main(study: Study, *arguments: str) -> None:
         if not finished:
             dvc("queue", "stop", "--kill")
         dvc("queue", "remove", *names)
-    print(table(ranked, parameters), end="")
+    print(table(ranked, parameters, targets), end="")
     for name, why in failures.items():
         print(f"{name} failed: {why}")
-    if ranked[0].score is None:
-        raise UserError("no experiment came to a result")
-    print(f"best on validation: dvc exp apply {ranked[0].name}")
+    print("\n".join(chosen(ranked, parameters, targets)))
 
 
 if __name__ == "__main__":

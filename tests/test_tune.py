@@ -55,26 +55,61 @@ def test_states_of_the_queue() -> None:
 
 
 def test_ranked_by_validation_and_the_failed_last() -> None:
-    ranked = tune.trials(SHOWN, NAMES, KEYS, "sasrec")
-    assert tune.table(ranked, KEYS) == TABLE
-    assert [trial.score for trial in ranked[-2:]] == [None, None]
+    ranked = tune.trials(SHOWN, NAMES, KEYS, ["sasrec"])
+    assert tune.table(ranked, KEYS, ["sasrec"]) == TABLE
+    assert [trial.scores for trial in ranked[-2:]] == [(None,), (None,)]
 
 
 def test_other_experiments_and_lost_ones() -> None:
-    ranked = tune.trials(SHOWN, ["veiny-kegs", "never-seen"], ["train.lr", "quant.bits"], "sasrec")
+    ranked = tune.trials(SHOWN, ["veiny-kegs", "never-seen"], ["train.lr", "quant.bits"], ["sasrec"])
     assert ranked == [
-        tune.Trial("veiny-kegs", (0.0005, None), 0.188),
-        tune.Trial("never-seen", (None, None), None, "lost"),
+        tune.Trial("veiny-kegs", (0.0005, None), (0.188,)),
+        tune.Trial("never-seen", (None, None), (None,), "lost"),
     ]
 
 
 def test_a_target_without_metrics_has_no_result() -> None:
-    (trial,) = tune.trials(SHOWN, ["veiny-kegs"], [], "lsq")
-    assert (trial.score, trial.failure) == (None, "no result")
+    (trial,) = tune.trials(SHOWN, ["veiny-kegs"], [], ["lsq"])
+    assert (trial.scores, trial.failure) == ((None,), "no result")
+
+
+TWO = [
+    {
+        "experiments": [
+            {"name": name, "revs": [{"data": {
+                "params": {"params.yaml": {"data": {"quant": {"lr": lr}}}},
+                "metrics": {f"metrics/{method}.json": {"data": {"valid_ndcg@10": score}} for method, score in scores.items()},
+            }}], "executor": {"state": state}}
+            for name, lr, scores, state in (
+                ("slow-one", 0.0002, {"lsq": 0.3, "ste": 0.29}, "success"),
+                ("fast-one", 0.002, {"lsq": 0.31, "ste": 0.28}, "success"),
+                ("lost-one", 0.5, {"lsq": 0.4, "ste": 0.4}, "failed"),
+                ("half-one", 0.01, {"lsq": 0.2}, "success"),
+            )
+        ]
+    }
+]  # fmt: skip
+
+SEVERAL = """\
+experiment  quant.lr  ste valid_ndcg@10  lsq valid_ndcg@10
+half-one    0.01      no result          0.20000
+slow-one    0.0002    0.29000 *          0.30000
+fast-one    0.002     0.28000            0.31000 *
+lost-one    0.5       failed             failed
+"""
+
+
+def test_of_several_targets_each_has_a_best_among_as_many_trials() -> None:
+    ranked = tune.trials(TWO, ["lost-one", "half-one", "slow-one", "fast-one"], ["quant.lr"], ["ste", "lsq"])
+    assert tune.table(ranked, ["quant.lr"], ["ste", "lsq"]) == SEVERAL
+    assert tune.chosen(ranked, ["quant.lr"], ["ste", "lsq"]) == ["best of ste: quant.lr=0.0002", "best of lsq: quant.lr=0.002"]
+    assert tune.chosen(ranked[:1], ["quant.lr"], ["ste", "lsq"])[0] == "ste came to no result"
+    with pytest.raises(UserError, match="no experiment came to a result"):
+        tune.chosen(ranked[-1:], ["quant.lr"], ["ste", "lsq"])
 
 
 def test_test_metrics_are_never_shown() -> None:
-    assert "0.9" not in tune.table(tune.trials(SHOWN, NAMES, KEYS, "sasrec"), KEYS)
+    assert "0.9" not in tune.table(tune.trials(SHOWN, NAMES, KEYS, ["sasrec"]), KEYS, ["sasrec"])
 
 
 def test_the_reason_is_the_stage_s_own_error() -> None:
@@ -101,7 +136,7 @@ def test_a_relative_path_of_the_data_is_refused() -> None:
 
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(UserError, match="unknown variant 'sasrek'; did you mean 'sasrec'"):
-        tune.main(study(), "--target", "sasrek")
+        tune.main(study(), "--target", "sasrec", "sasrek")
 
 
 def test_a_queue_in_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
