@@ -186,6 +186,8 @@ def _names(figure: Figure, axes: Axes, points: list[Point]) -> None:
         colour, _ = LOOKS.get(point.method, OTHER)
         axes.annotate(
             name, (point.size, point.quality), ((left - x) / unit, (height - y) / unit), textcoords="offset points",
-            ha="right", va="center", fontsize=9, color=colour, fontweight="bold",
+            ha="right", va="center", fontsize=9, color=colour, fontweight="bold", zorder=6,
+            # A name may stand on the line of the full-precision models, which would cross it out.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (1, 0.5)},
         )  # fmt: skip
