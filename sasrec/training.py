@@ -403,9 +403,7 @@ class Trainer:
         targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
         states = torch.empty(0)
         for rows, histories in evaluation.blocks(self.store, self.held, self.model.params.max_len, 512, self.asked):
-            # A part at a time, whose tensors are no larger than those of training on a CPU.
-            parts = on(histories, self.device).split(evaluation.users_at_once(self.device) // 2)
-            state = torch.cat([self.model.encode(part, last=True)[:, 0] for part in parts])
+            state = evaluation.last_states(self.model, on(histories, self.device))
             states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
             states[self._tensor(rows)] = state
             users = self.held.users[rows]

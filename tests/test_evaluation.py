@@ -12,6 +12,8 @@ from sasrec import evaluation, metrics
 from sasrec.data.batches import Ints
 from sasrec.data.sequences import Part
 from sasrec.errors import UserError
+from sasrec.models.events import Events, Histories
+from sasrec.models.events import ids as item_ids
 from tests.conftest import SmallStore
 
 
@@ -184,3 +186,32 @@ def test_coverage_counts_items_in_somebodys_ten_best(small_store: type[SmallStor
     store = small_store([[1, 2, 3, 4], [5, 6, 7]], 40)
     ranks = evaluation.rank(lambda h, u: torch.arange(41.0).repeat(len(h), 1), store, "test", 5)
     assert ranks.coverage == 10 / 40
+
+
+class Encoder:
+    """States are sums of ids, and ratings where there are any; notes the shapes that it was given."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def encode(self, histories: Histories, last: bool) -> Tensor:
+        assert last
+        self.shapes.append(tuple(item_ids(histories).shape))
+        known = item_ids(histories).float()
+        if isinstance(histories, Events):
+            assert histories.ratings is not None
+            known = known + histories.ratings
+        return known.sum(1)[:, None, None]
+
+
+@pytest.mark.parametrize(("length", "users"), [(200, 32), (50, 128), (8, 128), (9000, 1)])
+def test_histories_are_encoded_in_parts_that_fit_the_cache(length: int, users: int) -> None:
+    histories = torch.randint(1, 100, (2 * users + 1, length), generator=torch.Generator().manual_seed(0))
+    for given_, expected in (
+        (histories, histories.float().sum(1)),
+        (Events(histories, ratings=torch.ones(histories.shape)), histories.float().sum(1) + length),
+    ):
+        encoder = Encoder()
+        states = evaluation.last_states(encoder, given_)
+        assert torch.equal(states, expected[:, None])
+        assert encoder.shapes == [(users, length), (users, length), (1, length)]
