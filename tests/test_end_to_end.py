@@ -251,10 +251,15 @@ def test_a_queue_of_widths(clean: Project) -> None:
     clean.run("dvc", "queue", "remove", "--all")
 
 
-def test_tune_ranks_a_grid_by_validation(clean: Project) -> None:
-    output = clean.run("python", "-m", "stages.tune", "-S", "train.lr=1e-3,2e-2", "--target", "sasrec")
-    assert "valid_ndcg@10" in output
-    assert "dvc exp apply" in output
+def test_tune_has_as_many_trials_of_each_target_and_chooses_by_validation(clean: Project) -> None:
+    output = clean.run("python", "-m", "stages.tune", "-S", "train.lr=1e-3,2e-2", "--target", "sasrec", "ptq")
+    lines = output.splitlines()
+    head = next(i for i, line in enumerate(lines) if "sasrec valid_ndcg@10" in line)
+    assert lines[head].split() == ["experiment", "train.lr", "sasrec", "valid_ndcg@10", "ptq", "valid_ndcg@10"]
+    trials = [re.findall(r"0\.\d{5}", line) for line in lines[head + 1 : head + 3]]
+    assert [len(scores) for scores in trials] == [2, 2], output
+    for name, line in zip(("sasrec", "ptq"), lines[-2:], strict=True):
+        assert re.match(rf"best of {name}: train\.lr=0\.0", line), output
     assert "sampled_ndcg" not in output
     assert clean.git("status", "--porcelain") == ""
     assert "No experiment tasks in the queue" in clean.run("dvc", "queue", "status")
