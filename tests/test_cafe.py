@@ -241,7 +241,7 @@ def test_intents_softmax_by_hand() -> None:
 def test_intents_against_one_negative_by_hand(loss: str) -> None:
     """User 0 trains on intent 1 alone, so that the negative is 2, of score 3; the positive has 0."""
     model, made = tiny(loss)
-    found = float(made.of_intents(torch.tensor([[3.0]]), torch.tensor([1]), np.array([0]), rng()))
+    found = made.of_intents(torch.tensor([[3.0]]), torch.tensor([1]), np.array([0]), rng()).item()
     softplus = math.log1p(math.exp(3))
     assert found == pytest.approx(softplus if loss == "bpr" else math.log(2) + softplus)
 
@@ -251,7 +251,7 @@ def test_users_of_all_intents_do_not_push_the_target_away() -> None:
     model, made = tiny("bce")
     both = {math.log(2), math.log(2) + math.log1p(math.exp(3))}
     seeds = range(20)
-    found = {float(made.of_intents(torch.tensor([[3.0]]), torch.tensor([1]), np.array([1]), rng(seed))) for seed in seeds}
+    found = {made.of_intents(torch.tensor([[3.0]]), torch.tensor([1]), np.array([1]), rng(seed)).item() for seed in seeds}
     assert sorted(found) == pytest.approx(sorted(both))
 
 
