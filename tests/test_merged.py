@@ -284,6 +284,10 @@ def test_differences_of_parameters_can_be_undone() -> None:
     assert changed(base, changes(base, other)) == other
 
 
+def test_widths_in_words() -> None:
+    assert [widths.bits_text(1), widths.bits_text(2), widths.bits_text(4, 2, 1)] == ["1 bit", "2 bits", "4, 2 and 1 bits"]
+
+
 def test_the_choice_in_words(make: Make) -> None:
     content = merge(
         make("a", WHOLE | {"ptq": 3.0, "ste": 0.0, "lsq": 0.0, "pact": 2.0}, size=2000, quant={"bits": 4}),

@@ -147,8 +147,9 @@ def in_words(line: str) -> str:
     return LINES.get(line, line)
 
 
-def bits_text(bits: int) -> str:
-    return "1 bit" if bits == 1 else f"{bits} bits"
+def bits_text(*bits: int) -> str:
+    """'1 bit', or '4, 3 and 2 bits'."""
+    return f"{listed([str(each) for each in bits])} {'bit' if bits == (1,) else 'bits'}"
 
 
 def change_text(point: Point) -> str:
@@ -197,12 +198,11 @@ def worth_sentence(widths: Widths, line: str, model: str | None = None) -> str:
         parts.append("every quantized model is above the line of full-precision models of its size")
     else:
         if wide:
-            held = listed([str(bits) for bits in sorted(wide, reverse=True)])
-            parts.append(f"the chosen method is worth its bytes at {held} bits")
+            parts.append(f"the chosen method is worth its bytes at {bits_text(*sorted(wide, reverse=True))}")
         lost = [best for best in cells.values() if best.worth == "not worth it"]
         if lost:
             parts.append(
-                f"at {listed([str(point.bits) for point in lost])} bits it is on or under the line of full-precision models of "
+                f"at {bits_text(*(point.bits for point in lost))} it is on or under the line of full-precision models of "
                 "its size, and not worth it"
             )
         names = [point for point in bad if point.name not in {best.name for best in cells.values()}]
@@ -210,12 +210,10 @@ def worth_sentence(widths: Widths, line: str, model: str | None = None) -> str:
             by_bits: dict[int, list[str]] = {}
             for point in names:
                 by_bits.setdefault(point.bits, []).append(point.method)
-            each = [f"{listed(methods)} at {bits} bits" for bits, methods in by_bits.items()]
+            each = [f"{listed(methods)} at {bits_text(bits)}" for bits, methods in by_bits.items()]
             parts.append(f"not worth it either: {'; '.join(each)}" if lost else f"not worth it: {'; '.join(each)}")
     if tiny:
-        parts.append(
-            f"at {listed([str(bits) for bits in tiny])} bits some are smaller than every full-precision model that was measured"
-        )
+        parts.append(f"at {bits_text(*tiny)} some are smaller than every full-precision model that was measured")
     return start + "; ".join(parts) + "."
 
 
