@@ -162,7 +162,8 @@ def _dots(axes: Axes, ratios: Mapping[str, tuple[float, float, float] | None], c
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color="#333333", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     edges = [edge for ratio in values.values() for edge in ratio[1:]] + [1.0]
-    low, high = min(edges) / 1.15, max(edges) * 1.15
+    room = max(1.15, (max(edges) / min(edges)) ** 0.07)  # for the numbers of the outermost
+    low, high = min(edges) / room, max(edges) * room
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(size_ticks(low, high))
