@@ -89,8 +89,8 @@ def keys(grid: Sequence[str]) -> list[str]:
 def trials(
     shown: Sequence[Mapping[str, Any]], names: Sequence[str], parameters: Sequence[str], targets: Sequence[str]
 ) -> list[Trial]:
-    """The trials among `names` in the output of `dvc exp show --json`: of one target best on validation first, of several in
-    the order of `names`; what has no result at all last."""
+    """The trials among `names` in the output of `dvc exp show --json`: by the first target, the
+    best on validation first, and what has no result of it last."""
     found = {}
     for branch in shown:
         for experiment in branch.get("experiments") or []:
@@ -108,9 +108,7 @@ def trials(
             found[name] = Trial(name, values, scores, failure)
     nothing = (None,) * len(targets)
     everyone = [found.get(name, Trial(name, (None,) * len(parameters), nothing, "lost")) for name in names]
-    if len(targets) == 1:
-        return sorted(everyone, key=lambda trial: -math.inf if trial.scores[0] is None else trial.scores[0], reverse=True)
-    return sorted(everyone, key=lambda trial: trial.scores == nothing)
+    return sorted(everyone, key=lambda trial: -math.inf if trial.scores[0] is None else trial.scores[0], reverse=True)
 
 
 def _score(data: Mapping[str, Any], target: str) -> float | None:
@@ -133,10 +131,9 @@ def best(ranked: Sequence[Trial], target: int) -> Trial | None:
 
 
 def table(ranked: Sequence[Trial], parameters: Sequence[str], targets: Sequence[str]) -> str:
-    """Trials as an aligned table. Of several targets, the best of each has a star."""
-    several = len(targets) > 1
-    stars = [best(ranked, target) if several else None for target in range(len(targets))]
-    lines = [("experiment", *parameters, *((f"{target} {METRIC}" for target in targets) if several else (METRIC,)))]
+    """Trials as an aligned table; the best of each target has a star."""
+    stars = [best(ranked, target) for target in range(len(targets))]
+    lines = [("experiment", *parameters, *(f"{target} {METRIC}" for target in targets))]
     for trial in ranked:
         results = [
             trial.failure if score is None else f"{score:.5f}{' *' if trial is star else ''}"
@@ -149,17 +146,13 @@ def table(ranked: Sequence[Trial], parameters: Sequence[str], targets: Sequence[
     )
 
 
-def chosen(ranked: Sequence[Trial], parameters: Sequence[str], targets: Sequence[str]) -> list[str]:
+def chosen(ranked: Sequence[Trial], targets: Sequence[str]) -> list[str]:
     """What to do with the best of each target, a line each. Raises UserError where nothing has a result."""
     found = [(target, best(ranked, index)) for index, target in enumerate(targets)]
     if not any(trial for _, trial in found):
         raise UserError("no experiment came to a result")
-    if len(targets) == 1:
-        return [f"best on validation: dvc exp apply {trial.name}" for _, trial in found if trial]
     return [
-        f"best of {target}: " + ", ".join(f"{key}={value}" for key, value in zip(parameters, trial.values, strict=True))
-        if trial
-        else f"{target} came to no result"
+        f"best of {target} on validation: dvc exp apply {trial.name}" if trial else f"{target} came to no result"
         for target, trial in found
     ]
 
@@ -236,7 +229,7 @@ def main(study: Study, *arguments: str) -> None:
     print(table(ranked, parameters, targets), end="")
     for name, why in failures.items():
         print(f"{name} failed: {why}")
-    print("\n".join(chosen(ranked, parameters, targets)))
+    print("\n".join(chosen(ranked, targets)))
 
 
 if __name__ == "__main__":

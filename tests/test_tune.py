@@ -32,8 +32,8 @@ Worker status: 1 active, 2 idle
 """
 
 TABLE = """\
-experiment  train.lr  model.dropout  valid_ndcg@10
-ample-doxy  0.002     0.3            0.20300
+experiment  train.lr  model.dropout  sasrec valid_ndcg@10
+ample-doxy  0.002     0.3            0.20300 *
 tidal-army  0.002     0.2            0.20200
 veiny-kegs  0.0005    0.3            0.18800
 canny-torc  0.0005    0.2            0.18700
@@ -92,20 +92,23 @@ TWO = [
 
 SEVERAL = """\
 experiment  quant.lr  ste valid_ndcg@10  lsq valid_ndcg@10
-half-one    0.01      no result          0.20000
 slow-one    0.0002    0.29000 *          0.30000
 fast-one    0.002     0.28000            0.31000 *
 lost-one    0.5       failed             failed
+half-one    0.01      no result          0.20000
 """
 
 
 def test_of_several_targets_each_has_a_best_among_as_many_trials() -> None:
     ranked = tune.trials(TWO, ["lost-one", "half-one", "slow-one", "fast-one"], ["quant.lr"], ["ste", "lsq"])
     assert tune.table(ranked, ["quant.lr"], ["ste", "lsq"]) == SEVERAL
-    assert tune.chosen(ranked, ["quant.lr"], ["ste", "lsq"]) == ["best of ste: quant.lr=0.0002", "best of lsq: quant.lr=0.002"]
-    assert tune.chosen(ranked[:1], ["quant.lr"], ["ste", "lsq"])[0] == "ste came to no result"
+    assert tune.chosen(ranked, ["ste", "lsq"]) == [
+        "best of ste on validation: dvc exp apply slow-one", "best of lsq on validation: dvc exp apply fast-one",
+    ]  # fmt: skip
+    lost, half = ranked[2:]
+    assert tune.chosen([lost, half], ["ste", "lsq"])[0] == "ste came to no result"
     with pytest.raises(UserError, match="no experiment came to a result"):
-        tune.chosen(ranked[-1:], ["quant.lr"], ["ste", "lsq"])
+        tune.chosen([lost], ["ste", "lsq"])
 
 
 def test_test_metrics_are_never_shown() -> None:
@@ -170,7 +173,7 @@ def test_a_sweep_from_queue_to_table(monkeypatch: pytest.MonkeyPatch, capsys: py
     tune.main(study(), "-S", "train.lr=5e-4,2e-3")
     assert ("exp", "run", "--queue", "-S", "train.lr=5e-4,2e-3", "evaluate@sasrec") in calls
     assert calls[-1] == ("queue", "remove", "canny-torc", "veiny-kegs")
-    assert capsys.readouterr().out.endswith("best on validation: dvc exp apply veiny-kegs\n")
+    assert capsys.readouterr().out.endswith("best of sasrec on validation: dvc exp apply veiny-kegs\n")
 
 
 def test_workers_that_stop_are_started_again_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
