@@ -29,8 +29,8 @@ FACTORED_ELEMENTS = {"cpu": 1_000_000, "cuda": 32_000_000}
 # Users who are ranked at once: more take no less time and more memory, but on a GPU, to which each kernel has to be said (not
 # measured there).
 USERS, GPU_USERS = 256, 1024
-# Of these, on a CPU, how many histories are encoded at once, and how many of their positions, so that what one operator writes
-# is still in the cache for the next: with all 256 histories of 200 at once, evaluation takes a fifth longer.
+# Of these, on a CPU, how many histories are encoded at once, and how many of their positions: with all 256 histories of 200 at
+# once, evaluation takes a fifth longer.
 PART, PART_POSITIONS = 128, 6400
 
 

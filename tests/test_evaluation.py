@@ -205,7 +205,7 @@ class Encoder:
 
 
 @pytest.mark.parametrize(("length", "users"), [(200, 32), (50, 128), (8, 128), (9000, 1)])
-def test_histories_are_encoded_in_parts_that_fit_the_cache(length: int, users: int) -> None:
+def test_histories_are_encoded_in_parts_of_so_many_positions(length: int, users: int) -> None:
     histories = torch.randint(1, 100, (2 * users + 1, length), generator=torch.Generator().manual_seed(0))
     for given_, expected in (
         (histories, histories.float().sum(1)),
