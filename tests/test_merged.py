@@ -324,14 +324,15 @@ def test_the_figure_is_that_of_the_file(make: Make) -> None:
 
 def test_the_documents_show_a_merged_reference_once_it_exists(make: Make) -> None:
     places = "".join(
-        f"<!-- {kind}: metrics/reference/bits.json -->\n<!-- end of {kind} -->\n" for kind in ("choices", "widths")
+        f"<!-- {kind}: metrics/reference/bits.json -->\n<!-- end of {kind} -->\n" for kind in ("choices", "short", "widths")
     )
     assert filled(places, Path("README.md")) == places
     merge(make("a", WHOLE | {"ptq": 1.0, "lsq": 0.5}, quant={"bits": 4}))
     text = filled(places, Path("README.md"))
     assert text.count("![Quality against bytes, a line a method](metrics/reference/bits/quality.png)") == 2
     assert "On real data ([bits](metrics/reference/README.md): 40 users, 30 items, 1 seed):" in text
-    assert "| 4 | every tensor | lsq |" in text and "| 4 | all | **lsq** | 1 | 1.00 kB |" in text
+    assert text.count("| 4 | every tensor | lsq |") == 2 and "\n40 users, 30 items, 1 seed.\n<!-- end of short -->" in text
+    assert "| 4 | all | **lsq** | 1 | 1.00 kB |" in text
     assert "1 parts, 0.0 hours in all with 1 thread of x" in text
     assert "](bits/quality.png)" in filled(places, Path("metrics/reference/README.md"))
     assert filled(text, Path("README.md")) == text

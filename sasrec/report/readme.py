@@ -3,9 +3,9 @@
 The documents are README.md and metrics/reference/README.md. A table stands between `<!-- table: PATH -->` and `<!-- end of
 table -->`; PATH is the folder of metrics files, one reference file, the folder of references for a summary of them, or a CSV
 file that is shown as it is. In the same way `widths` has the figure, words and table of a merged reference, `choices` its
-figure and the choice at each width, and `beside` the variants of a reference beside the published figures of the same methods;
-these three stay empty as long as the file does not exist. With --check nothing is written, and the exit status is 1 where a
-table is out of date.
+figure and the choice at each width, `short` that choice alone, and `beside` the variants of a reference beside the published
+figures of the same methods; these four stay empty as long as the file does not exist. With --check nothing is written, and the
+exit status is 1 where a table is out of date.
 """
 
 import csv
@@ -25,7 +25,7 @@ from sasrec.report.speed import speed
 from sasrec.report.tables import percent_text, size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
-TABLE = re.compile(r"(<!-- (table|widths|choices|beside): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|widths|choices|short|beside): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 # Rows come in this order; what is not named here follows as it is stored.
 ORDER = (
     "popularity", "recent_popularity", "markov", "item_knn", "sasrec", "gsasrec", "cafe", "control",
@@ -182,13 +182,25 @@ def choices(path: Path, document: Path) -> str:
     """The figure of a merged reference, which method to choose at each width, and what to ship at each size."""
     content = read_json(path)
     card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
-    counts = {row["seeds"] for name, row in content["variants"].items() if name not in BASELINES}
-    least, most = min(counts), max(counts)
-    seeds = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
-    facts = f"{card['users']:,} users, {card['items']:,} items, {seeds}"
+    facts = f"{card['users']:,} users, {card['items']:,} items, {_seeds(content)}"
     lead = f"On real data ([{path.stem}]({table_of}): {facts}):\n\n"
     found = grid.load(content)
     return f"{lead}{picture(path, document)}{grid.short_table(found)}\n{smallest(found)}"
+
+
+def short(path: Path, document: Path) -> str:
+    """Which method to choose at each width of a merged reference, and of how much data and how many seeds that is."""
+    content = read_json(path)
+    card = content["card"]
+    facts = f"{card['users']:,} users, {card['items']:,} items, {_seeds(content)}"
+    return f"{grid.short_table(grid.load(content))}\n{facts}.\n"
+
+
+def _seeds(content: Mapping[str, Any]) -> str:
+    """How many seeds the variants of a merged reference have."""
+    counts = {row["seeds"] for name, row in content["variants"].items() if name not in BASELINES}
+    least, most = min(counts), max(counts)
+    return f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
 
 
 def beside(path: Path, document: Path) -> str:
@@ -219,7 +231,7 @@ def beside(path: Path, document: Path) -> str:
     return "\n".join(lines) + f"\n\nProtocol here: {protocol(content['card'])}.\n"
 
 
-OPTIONAL = {"widths": widths, "choices": choices, "beside": beside}
+OPTIONAL = {"widths": widths, "choices": choices, "short": short, "beside": beside}
 
 
 def filled(text: str, document: Path) -> str:

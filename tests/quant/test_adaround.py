@@ -302,3 +302,44 @@ def test_each_layer_learns_on_what_the_layers_before_it_give(
     set_dropout(live, 0.5)  # which nothing is learned with
     reconstruct(live.train(), [histories], Options(), seed=0)
     assert moved == names and live.training
+
+
+def test_what_is_learned_is_clipped_as_what_ships() -> None:
+    """With 2 bits 5 becomes 1: what is missing of the sum can only come from the two small weights, which both go up."""
+    quantizer = AdaRound(Place("x", "weight", True, 3, 1), 2, False)
+    quantizer.scale.fill_(1.0)
+    inputs = torch.randn(600, 1) @ torch.ones(1, 3)
+    assert (learned(quantizer, torch.tensor([[5.0, 0.5, 0.4]]), inputs)[0, 1:] >= 0.5).all()
+
+
+def test_without_inputs_a_looked_up_table_is_rounded_to_the_nearest() -> None:
+    """Its own error is a sum over its numbers, each of which is least there."""
+    quantizer, weight, inputs = layer()
+    scaled = weight / quantizer.scale
+    generator = torch.Generator().manual_seed(0)
+    h = learn_rounding(weight, None, quantizer, 0 * inputs, 0 * inputs, OPTIONS, generator, looked_up=True)
+    inside = (scaled > -8) & (scaled < 7)
+    assert torch.equal((h >= 0.5)[inside], (scaled - scaled.floor() >= 0.5)[inside])
+
+
+def test_a_table_of_its_own_is_learned_on_the_states_of_the_quantized_model(
+    quantized: Callable[..., SASRec], model: SASRec, histories: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.output_table = copy.deepcopy(model.item_table)
+    model.item_table.weight_tap.scoring = False
+    live = quantized("adaround", 3)
+    with torch.no_grad(), attach.recording(live, kinds=()):
+        wanted = inputs_of(live, [], [histories])[STATES]
+    given: list[Tensor] = []
+
+    def record(
+        weight: Tensor, bias: object, quantizer: object, full: Tensor, inputs: Tensor, *_: object, **__: object
+    ) -> Tensor:
+        if weight.data_ptr() == model.output_table.weight.data_ptr():  # type: ignore[union-attr]
+            given.extend([full, inputs, inputs_of(live, [], [histories])[STATES].detach()])
+        return torch.zeros_like(weight)
+
+    monkeypatch.setattr("sasrec.quant.adaround.learn_rounding", record)
+    reconstruct(live, [histories], Options(), seed=0)
+    full, inputs, now = given
+    assert torch.equal(full, wanted) and torch.equal(inputs, now) and not torch.equal(inputs, full)

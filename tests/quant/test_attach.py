@@ -78,3 +78,10 @@ def test_what_holds_the_weights_is_not_set_anew(model: SASRec) -> None:
     kept = held[0].detach().clone()
     attach.renew(model, [torch.randint(1, model.items + 1, (4, 6))])
     assert torch.equal(held[0], kept)
+
+
+def test_a_recorder_keeps_values_from_all_of_a_batch() -> None:
+    """Of 60,000 values, of which the last sixth is 1, not the first ones."""
+    recorder = attach.Recorder()
+    recorder((torch.arange(60_000) >= 50_000).float())
+    assert float(recorder.sample().mean()) == pytest.approx(1 / 6, abs=0.02)

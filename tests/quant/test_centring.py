@@ -69,3 +69,13 @@ def test_padding_has_no_part_in_the_means(histories: Tensor) -> None:
         found.append(model.state_dict())
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-5)
+
+
+def test_means_are_taken_without_dropout_and_the_mode_stays() -> None:
+    histories, found = torch.randint(1, ITEMS + 1, (8, 6)), []
+    for training in (True, False):
+        model = random_model(replace(PARAMS, dropout=0.5)).train(training)
+        centre(model, [histories])
+        assert model.training == training
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

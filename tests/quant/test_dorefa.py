@@ -158,3 +158,18 @@ def test_noise_has_its_own_generator(build: Build) -> None:
     inside = x.abs() < 0.9 * x.abs().max() * 0.9
     assert torch.equal(gradient(0)[:, 0][inside[:, 0]], weights[:, 0][inside[:, 0]])  # padding: as it was
     assert not torch.equal(gradient(0)[:, 1], weights[:, 1])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_noise_spans_one_step_so_that_no_value_is_biased(bits: int) -> None:
+    """N is uniform in +-1/2 of a step of the 2^k - 1: with any other width values between levels come out wrong in the mean,
+    by up to 0.083 at 2 bits where it is a step of 2^k."""
+    gradient, generator = torch.linspace(-1, 1, 101)[None], torch.Generator().manual_seed(0)
+    found = quantize_gradient(gradient.expand(20_000, -1), bits, generator).mean(0)
+    assert float((found - gradient[0]).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("top", [1.5, 1.9, 2.2, 2.8, 3.7])
+def test_the_unit_brings_the_largest_weight_to_an_eighth_to_a_quarter(build: Build, top: float) -> None:
+    unit = float(build("dorefa", 4, "weight", values=torch.linspace(-top, top, 16).reshape(2, 8)).get_buffer("unit"))
+    assert 1 / 8 < top / unit <= 1 / 4

@@ -173,3 +173,31 @@ def method_of(quantizer: Quantizer) -> str:
 def test_method_names_the_quantizer_that_learns() -> None:
     quantizer = wrapped("lsq", 4, torch.randn(10, 2))
     assert method_of(quantizer) == "LSQ" == method_of(quantizer.inner)
+
+
+def test_padding_has_no_part_in_what_the_method_watches() -> None:
+    """Running ranges of `ste` are those of real tokens, whatever stands in the others."""
+    values, mask = torch.randn(200, 3), torch.tensor([[False, True, True, True]])
+    ranges = []
+    for padding in (0.0, 100.0):
+        x = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(1))
+        x[~mask] = padding
+        quantizer = wrapped("ste", 4, values).train()
+        before = quantizer.grid().scale
+        quantizer(x, mask=mask)
+        assert not torch.equal(quantizer.grid().scale, before)
+        ranges.append(quantizer.grid().scale)
+    assert torch.equal(*ranges)
+
+
+def test_gradients_of_the_stream_are_quantized_too_but_at_padding() -> None:
+    """`methods.dorefa.gradient_bits`, of values well inside their grid."""
+    quantizer = wrapped("dorefa", 8, torch.randn(200, 3), gradient_bits=2).train()
+    quantizer.start_epoch(0, 1, 0)
+    x, gradient = torch.randn(2, 4, 3).mul(0.1).requires_grad_(), torch.randn(2, 4, 3)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[:, 0] = False
+    quantizer(x, mask=mask).backward(gradient)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[:, 0], gradient[:, 0])
+    assert not torch.allclose(x.grad[:, 1:], gradient[:, 1:])

@@ -140,3 +140,21 @@ def test_sawb_has_no_other_widths(build: Build) -> None:
     with pytest.raises(UserError, match="2, 4 and 8 bits"):
         build("pact", 3, "weight", values=torch.randn(4, 8), weights="sawb")
     build("pact", 3, values=torch.randn(100), weights="sawb")  # activations are not its matter
+
+
+def test_sawb_has_the_published_coefficients() -> None:
+    """The fit for symmetric grids of 3, 15 and 255 levels, by their numbers: an error does not tell a percent."""
+    assert SAWB == {2: (2.6, 1.71), 4: (12.035, 12.03), 8: (31.76, 35.04)}
+
+
+def test_rows_of_zeros_do_not_count_in_the_shape_of_sawb(build: Build) -> None:
+    values = torch.randn(32, 64)
+    values[:8] = 0
+    whole = build("pact", 4, "table", values=values, weights="sawb").grid(values).scale
+    rest = build("pact", 4, "table", values=values[8:], weights="sawb").grid(values[8:]).scale
+    torch.testing.assert_close(whole[8:], rest)
+
+
+def test_a_decay_of_zero_is_no_decay(build: Build) -> None:
+    penalty = build("pact", 4, values=torch.randn(100), decay=0.0).penalty()
+    assert penalty is not None and float(penalty.detach()) == 0

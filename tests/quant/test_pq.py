@@ -426,3 +426,10 @@ def test_more_splits_than_the_interactions_have_components_are_refused() -> None
 def test_a_position_table_of_one_bit_is_as_in_other_methods() -> None:
     place = Place("position_table.weight", "table", True, 16, 8)
     assert isinstance(pq.binary(place, 1, True), Quantizer)
+
+
+def test_numbers_are_those_of_the_centroids_that_are_returned() -> None:
+    """Also where the last iteration still moved them."""
+    rows = torch.randn(500, 4, dtype=torch.float64)
+    centroids, numbers = kmeans(rows, 16, 1, seeded())
+    assert torch.equal(numbers, nearest(rows, centroids)[0])

@@ -12,6 +12,7 @@ from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import Linear
 from sasrec.quant import attach, ptq
 from sasrec.quant.layers import inputs_of
+from sasrec.quant.quantizer import Quantizer, percentile_scale
 
 
 def outputs(model: SASRec, histories: Tensor, quantized: bool) -> dict[str, Tensor]:
@@ -53,3 +54,13 @@ def test_layers_in_full_precision_are_corrected_for_their_inputs(
     assert f"{last}.weight" not in attach.quantizers(live)
     ptq.correct_biases(live, [histories])
     torch.testing.assert_close(outputs(live, histories, quantized=True)[last], wanted[last], rtol=1e-3, atol=1e-4)
+
+
+def test_the_percentile_is_that_of_the_option(build: Callable[..., Quantizer]) -> None:
+    values = torch.randn(1000)
+    scales = [float(build("ptq", 4, values=values, range="percentile", percentile=p).grid().scale) for p in (90.0, 99.0, 100.0)]
+    torch.testing.assert_close(scales, [float(values.abs().sort().values[rank - 1]) / 7 for rank in (900, 990, 1000)])
+
+
+def test_of_what_cannot_be_negative_the_percentile_counts_no_negative_values() -> None:
+    assert float(percentile_scale(torch.tensor([-9.0, 1, 2, 3]), 0, 3, False, 100)) == 1

@@ -15,6 +15,7 @@ from sasrec.checkpoint import load_model, save_model
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.distillation import Distillation, SoftCrossEntropy
 from sasrec.errors import UserError
+from sasrec.losses import Result
 from sasrec.models.dropout import Dropping
 from sasrec.models.events import ids
 from sasrec.models.registry import untrained
@@ -23,6 +24,7 @@ from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.adaround import AdaRound
 from sasrec.quant.calibration import calibration
+from sasrec.quant.layers import inputs_of
 from sasrec.quant.quantizer import Quantizer, mse_scale
 from sasrec.quant.recipe import Outcome, Run, quantize
 from sasrec.quant.schedule import Phase, Schedule, phases
@@ -185,6 +187,41 @@ def test_the_teacher_is_the_model_that_was_given(
     assert draws[0] == draws[2] != draws[1]
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "init", "count"), [("lsq", None, "control", 2), ("adaround", {"after": "lsq"}, "checkpoint", 1)]
+)
+def test_every_training_of_a_recipe_has_the_model_that_was_given_as_its_teacher(
+    run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch, method: str, options: Any, init: str, count: int
+) -> None:
+    """The control that a method starts from, the method itself, and what AdaRound comes after."""
+    teachers: list[torch.nn.Module] = []
+
+    class Recorded(Distillation):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            teachers.append(self.teacher)
+
+    monkeypatch.setattr("sasrec.quant.recipe.Distillation", Recorded)
+    before = copy.deepcopy(trained)
+    make(run, trained, method, options, init=init, distill=0.5, epochs=1)
+    assert len(teachers) == count and all(same(teacher, before) for teacher in teachers)
+
+
+def test_means_are_taken_out_before_widths_are_chosen(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`quant.centre`: what `quant.budget_kb` is judged on is the model that is quantized."""
+    seen: list[float] = []
+
+    def record(model: SASRec, store: Any, quant: QuantParams, histories: Any, log: Any) -> QuantParams:
+        with torch.no_grad():
+            inputs = inputs_of(model, [name := "blocks.0.feed_forward.inner"], histories)[name]
+        seen.append(float(inputs.mean(0).abs().max()))
+        return quant
+
+    monkeypatch.setattr("sasrec.quant.recipe.mixed", record)
+    centred, plain = (make(run, trained, "ptq", centre=centre).model for centre in (True, False))
+    assert seen[0] < 1e-5 < 0.01 < seen[1] and not same(centred, plain)
+
+
 def test_calibration_is_on_the_first_training_batches_of_the_seed(trained: SASRec) -> None:
     """Without the two items of each user that are held out."""
     store = SmallStore([[*range(1 + user, 9 + user), 39, 40] for user in range(20)], 40)
@@ -205,6 +242,24 @@ def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRe
     assert outcome.best_epoch >= 3
     assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
     assert outcome.ndcg == outcome.rows[outcome.best_epoch].validation_ndcg
+
+
+def test_an_earlier_phase_does_not_win_by_being_better(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every epoch is worse than the one before, the first one of the last phase is what remains."""
+    falling = iter(range(100, 0, -1))
+    monkeypatch.setattr(Trainer, "validate", lambda self: (1.0, 0.5, next(falling) / 100))
+    outcome = make(run, trained, bits=2, delay_epochs=1, progressive=(8,))
+    assert outcome.best_epoch == 3
+    assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
+
+
+def test_the_optimizer_knows_what_every_phase_learns(trained: SASRec) -> None:
+    quant = dataclasses.replace(QUANT, bits=2, progressive=(8,))
+    model = copy.deepcopy(trained)
+    schedule = Schedule(model, quant, *attach.load_method("lsq", None), [torch.tensor([[1, 2, 3]])], 4)
+    given = {id(parameter) for parameters in schedule.extras(0).parameters.values() for parameter in parameters}
+    own = [{id(p) for quantizer in built.values() for p in quantizer.parameters()} for built in schedule.built]
+    assert len(own) == 2 and all(own) and given == own[0] | own[1]
 
 
 def test_patience_counts_from_the_last_phase(run: Run, trained: SASRec) -> None:
@@ -342,6 +397,29 @@ def test_distillation_keeps_the_student_near_the_teacher(trained: SASRec, loss: 
         return float((wanted.exp() * (wanted - own)).sum(-1).mean())
 
     assert distance(1.0) < 0.5 * distance(0.0)
+
+
+@pytest.mark.parametrize("sampled", [None, 5])
+def test_of_a_student_that_is_its_teacher_only_the_tasks_share_of_the_loss_is_left(
+    trained: SASRec, sampled: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(1 - weight) of it, in packed rows, too, where two histories lie side by side; the items it is measured on are the
+    targets and the draw."""
+    model = copy.deepcopy(trained).eval()
+    histories, windows = torch.tensor([[1, 2, 3, 9, 8, 7]]), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    targets, looked_up = np.array([11, 12, 13, 14, 15, 16]), set[int]()
+    states, lookup = model.encode(histories, windows=windows), model.item_table.lookup
+    distill = Distillation(model, model, 0.25, sampled, 0)
+
+    def record(rows: Tensor) -> Tensor:
+        looked_up.update(rows.tolist())
+        return lookup(rows)
+
+    monkeypatch.setattr(model.item_table, "lookup", record)
+    result = distill(Result(torch.tensor(2.0), torch.tensor(0.5)), states, histories, windows, torch.arange(6), targets)
+    assert float(result.loss.detach()) == pytest.approx(1.5, abs=1e-5)
+    if sampled:
+        assert set(targets.tolist()) < looked_up
 
 
 def test_distillation_is_part_of_every_trained_method_and_the_control(run: Run, trained: SASRec) -> None:

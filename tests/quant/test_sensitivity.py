@@ -181,3 +181,46 @@ def test_costs_do_not_depend_on_dropout(trained: SASRec, validation: Validation)
     found = [measure(trained.train(mode), validation, QUANT, HISTORIES, (2,), ("activation",)) for mode in (True, False, True)]
     assert found[0] == found[1] == found[2]
     assert trained.training
+
+
+def test_a_width_that_is_given_is_part_of_what_a_budget_holds(
+    store: SmallStore, trained: SASRec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """b at 8 bits takes 400 bytes and a 10 at least."""
+    monkeypatch.setattr("sasrec.quant.sensitivity.measure", lambda *_: (2.0, COSTS))
+    monkeypatch.setattr("sasrec.quant.sensitivity.joint_rise", lambda *_: 2.1)
+    quant = dataclasses.replace(QUANT, overrides={"b": 8}, budget_kb=0.25)
+    with pytest.raises(UserError, match=r"quant.budget_kb: 0.25 kB do not hold .* the least is 0.4 kB"):
+        mixed(trained, store, quant, HISTORIES, lambda line: None)
+    found = mixed(trained, store, dataclasses.replace(quant, budget_kb=0.41), HISTORIES, lambda line: None)
+    assert found.overrides == {"a": 2, "b": 8}
+
+
+def test_widths_of_activations_that_are_given_count_in_what_is_measured(trained: SASRec, validation: Validation) -> None:
+    plain = joint_rise(trained, QUANT, HISTORIES, {}, validation)
+    assert joint_rise(trained, dataclasses.replace(QUANT, overrides={"final": 2}), HISTORIES, {}, validation) > plain
+
+
+def test_the_users_of_the_loss_are_spread_over_all(store: SmallStore) -> None:
+    held = store.held("validation")
+    chosen = Validation(store, 10, torch.device("cpu"), users=5)
+    expected = [int(store.items[held.positions[i]]) for i in (0, 12, 24, 37, 49)]
+    assert sorted(torch.cat([targets for _, targets in chosen.batches]).tolist()) == sorted(expected)
+
+
+def test_the_loss_does_not_depend_on_the_parts_it_is_taken_in(
+    trained: SASRec, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = validation.loss(trained)
+    monkeypatch.setattr("sasrec.quant.sensitivity.CHUNK_ELEMENTS", 40 * 7)  # 50 users by 7, and one alone
+    assert validation.loss(trained) == pytest.approx(whole, rel=1e-6)
+
+
+def test_where_rounding_loses_nothing_there_is_no_smaller_model_that_loses_no_more(
+    trained: SASRec, validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`quant.max_drop` is not below 0, so that a uniform model that gains cannot be its limit."""
+    costs = [Cost("a", "weight", bits, 10 * bits, 1.0 / bits) for bits in WIDTHS]
+    monkeypatch.setattr("sasrec.quant.budgets.joint_rise", lambda *_: 1.9)
+    rows = assignments(trained, validation, QUANT, HISTORIES, 2.0, costs)
+    assert [row.name for row in rows] == ["uniform"] * len(WIDTHS)
