@@ -181,9 +181,8 @@ def smallest(found: grid.Widths) -> str:
 def choices(path: Path, document: Path) -> str:
     """The figure of a merged reference, which method to choose at each width, and what to ship at each size."""
     content = read_json(path)
-    card, table_of = content["card"], (path.parent / "README.md").relative_to(document.parent).as_posix()
-    facts = f"{card['users']:,} users, {card['items']:,} items, {_seeds(content)}"
-    lead = f"On real data ([{path.stem}]({table_of}): {facts}):\n\n"
+    table_of = (path.parent / "README.md").relative_to(document.parent).as_posix()
+    lead = f"On real data ([{path.stem}]({table_of}): {_extent(content)}):\n\n"
     found = grid.load(content)
     return f"{lead}{picture(path, document)}{grid.short_table(found)}\n{smallest(found)}"
 
@@ -191,16 +190,16 @@ def choices(path: Path, document: Path) -> str:
 def short(path: Path, document: Path) -> str:
     """Which method to choose at each width of a merged reference, and of how much data and how many seeds that is."""
     content = read_json(path)
+    return f"{grid.short_table(grid.load(content))}\n{_extent(content)}.\n"
+
+
+def _extent(content: Mapping[str, Any]) -> str:
+    """Users, items and seeds of a merged reference."""
     card = content["card"]
-    facts = f"{card['users']:,} users, {card['items']:,} items, {_seeds(content)}"
-    return f"{grid.short_table(grid.load(content))}\n{facts}.\n"
-
-
-def _seeds(content: Mapping[str, Any]) -> str:
-    """How many seeds the variants of a merged reference have."""
     counts = {row["seeds"] for name, row in content["variants"].items() if name not in BASELINES}
     least, most = min(counts), max(counts)
-    return f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
+    seeds = f"{most} seed{'s' if most > 1 else ''}" if least == most else f"{least} to {most} seeds"
+    return f"{card['users']:,} users, {card['items']:,} items, {seeds}"
 
 
 def beside(path: Path, document: Path) -> str:
