@@ -1,17 +1,21 @@
-"""A quantizer of any method from one line, and a small model to put them on."""
+"""A quantizer of any method from one line, a small model to put them on, and one that was trained, with its data."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sasrec.config import ModelParams, QuantParams
+from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import Place
 from sasrec.quant import attach
 from sasrec.quant.quantizer import Quantizer
+from sasrec.training import Trainer
+from tests.conftest import SmallStore
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +88,24 @@ def quantized(model: SASRec, histories: Tensor) -> Callable[..., SASRec]:
         return model
 
     return make
+
+
+CPU = torch.device("cpu")
+TRAIN = TrainParams(loss="cross_entropy", epochs=4, batch_size=16, lr=0.01, schedule="constant", warmup=0.0)
+
+
+def walks() -> SmallStore:
+    """Users who each walk through 40 items in order, but for every fourth step, which leads anywhere: there is always something
+    left to learn."""
+    rng = np.random.default_rng(0)
+    steps = [[(start * 7 + i) % 40 + 1 for i in range(5 + start % 15)] for start in range(50)]
+    return SmallStore([[item if rng.random() < 0.75 else int(rng.integers(1, 41)) for item in walk] for walk in steps], 40)
+
+
+@pytest.fixture(scope="module")
+def trained() -> SASRec:
+    """A model after two epochs on `walks`."""
+    torch.manual_seed(0)
+    model = SASRec(ModelParams(max_len=10, hidden=16, dropout=0.1), 40)
+    Trainer(model, walks(), dataclasses.replace(TRAIN, epochs=2), 0, device=CPU).run(log=lambda line: None)
+    return model

@@ -5,17 +5,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sasrec.checkpoint import load_model, save_model
-from sasrec.config import ModelParams, QuantParams, TrainParams
-from sasrec.distillation import Distillation, SoftCrossEntropy
+from sasrec.config import QuantParams, TrainParams
+from sasrec.distillation import Distillation
 from sasrec.errors import UserError
-from sasrec.losses import Result
 from sasrec.models.dropout import Dropping
 from sasrec.models.events import ids
 from sasrec.models.registry import untrained
@@ -28,28 +25,11 @@ from sasrec.quant.layers import inputs_of
 from sasrec.quant.quantizer import Quantizer, mse_scale
 from sasrec.quant.recipe import Outcome, Run, quantize
 from sasrec.quant.schedule import Phase, Schedule, phases
-from sasrec.training import Extras, Trainer
+from sasrec.training import Trainer
 from tests.conftest import SmallStore
+from tests.quant.conftest import CPU, TRAIN, walks
 
-CPU = torch.device("cpu")
-TRAIN = TrainParams(loss="cross_entropy", epochs=4, batch_size=16, lr=0.01, schedule="constant", warmup=0.0)
 QUANT = QuantParams(bits=4, epochs=4, lr=0.003, calibration_batches=1)
-
-
-@pytest.fixture(scope="module")
-def trained() -> SASRec:
-    torch.manual_seed(0)
-    model = SASRec(ModelParams(max_len=10, hidden=16, dropout=0.1), 40)
-    Trainer(model, walks(), dataclasses.replace(TRAIN, epochs=2), 0, device=CPU).run(log=lambda line: None)
-    return model
-
-
-def walks() -> SmallStore:
-    """Users who each walk through 40 items in order, but for every fourth step, which leads anywhere: there is always something
-    left to learn."""
-    rng = np.random.default_rng(0)
-    steps = [[(start * 7 + i) % 40 + 1 for i in range(5 + start % 15)] for start in range(50)]
-    return SmallStore([[item if rng.random() < 0.75 else int(rng.integers(1, 41)) for item in walk] for walk in steps], 40)
 
 
 @pytest.fixture
@@ -236,20 +216,12 @@ def test_calibration_is_on_the_first_training_batches_of_the_seed(trained: SASRe
     assert torch.equal(torch.cat(batches(3, 0)), torch.cat(batches(3, 0)))
 
 
-def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRec) -> None:
-    """At 8 bits or in full precision validation is better than at 2, and yet what remains has 2 bits."""
-    outcome = make(run, trained, bits=2, delay_epochs=1, progressive=(8,))
-    assert outcome.best_epoch >= 3
-    assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
-    assert outcome.ndcg == outcome.rows[outcome.best_epoch].validation_ndcg
-
-
-def test_an_earlier_phase_does_not_win_by_being_better(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every epoch is worse than the one before, the first one of the last phase is what remains."""
     falling = iter(range(100, 0, -1))
     monkeypatch.setattr(Trainer, "validate", lambda self: (1.0, 0.5, next(falling) / 100))
     outcome = make(run, trained, bits=2, delay_epochs=1, progressive=(8,))
-    assert outcome.best_epoch == 3
+    assert outcome.best_epoch == 3 and outcome.ndcg == outcome.rows[3].validation_ndcg
     assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
 
 
@@ -357,69 +329,6 @@ def test_dropout_is_what_the_training_of_the_model_ended_with(run: Run, trained:
         assert same(make(falling, trained, method, init="scratch", dropout=0.05).model, constant.model)
     scratch = make(falling, trained, "lsq", init="scratch")
     assert scratch.rows != make(run, trained, "lsq", init="scratch").rows  # there it falls again
-
-
-def test_the_divergence_and_its_gradients() -> None:
-    states, table = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
-    wanted, wanted_table = torch.randn(7, 3), torch.randn(11, 3)
-    own = SoftCrossEntropy.apply(states, table, wanted, wanted_table, 1)
-    plain = F.kl_div(
-        (states @ table[1:].T).log_softmax(-1),
-        (wanted @ wanted_table[1:].T).log_softmax(-1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    torch.testing.assert_close(own, plain)
-    torch.testing.assert_close(
-        torch.autograd.grad(own, (states, table)), torch.autograd.grad(plain, (states, table)), rtol=1e-4, atol=1e-6
-    )
-    with torch.no_grad():
-        assert float(SoftCrossEntropy.apply(states, table, states, table, 1)) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(("loss", "sampled"), [("cross_entropy", None), ("bce", 8)])
-def test_distillation_keeps_the_student_near_the_teacher(trained: SASRec, loss: Any, sampled: int | None) -> None:
-    """With the teacher's scores alone as the target, they move less than with none of it, the draws being the same."""
-    histories = torch.tensor([[1, 2, 3], [8, 9, 10]])
-
-    def distance(share: float) -> float:
-        model = SASRec(trained.params, trained.items)
-        model.load_state_dict(trained.state_dict())
-        distill = Distillation(trained, model, share, sampled, 0)
-        distill.start_epoch(0)
-        params = dataclasses.replace(TRAIN, loss=loss, negatives=8)
-        trainer = Trainer(model, walks(), params, 0, device=CPU, extras=Extras(distill=distill))
-        for epoch in (1, 2, 3):
-            trainer.epoch(epoch)
-        model.eval()
-        with torch.no_grad():
-            own, wanted = (m.score(m.encode(histories))[..., 1:].log_softmax(-1) for m in (model, trained.eval()))
-        return float((wanted.exp() * (wanted - own)).sum(-1).mean())
-
-    assert distance(1.0) < 0.5 * distance(0.0)
-
-
-@pytest.mark.parametrize("sampled", [None, 5])
-def test_of_a_student_that_is_its_teacher_only_the_tasks_share_of_the_loss_is_left(
-    trained: SASRec, sampled: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """(1 - weight) of it, in packed rows, too, where two histories lie side by side; the items it is measured on are the
-    targets and the draw."""
-    model = copy.deepcopy(trained).eval()
-    histories, windows = torch.tensor([[1, 2, 3, 9, 8, 7]]), torch.tensor([[0, 0, 0, 1, 1, 1]])
-    targets, looked_up = np.array([11, 12, 13, 14, 15, 16]), set[int]()
-    states, lookup = model.encode(histories, windows=windows), model.item_table.lookup
-    distill = Distillation(model, model, 0.25, sampled, 0)
-
-    def record(rows: Tensor) -> Tensor:
-        looked_up.update(rows.tolist())
-        return lookup(rows)
-
-    monkeypatch.setattr(model.item_table, "lookup", record)
-    result = distill(Result(torch.tensor(2.0), torch.tensor(0.5)), states, histories, windows, torch.arange(6), targets)
-    assert float(result.loss.detach()) == pytest.approx(1.5, abs=1e-5)
-    if sampled:
-        assert set(targets.tolist()) < looked_up
 
 
 def test_distillation_is_part_of_every_trained_method_and_the_control(run: Run, trained: SASRec) -> None:
