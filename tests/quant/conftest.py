@@ -92,6 +92,16 @@ def quantized(model: SASRec, histories: Tensor) -> Callable[..., SASRec]:
 
 CPU = torch.device("cpu")
 TRAIN = TrainParams(loss="cross_entropy", epochs=4, batch_size=16, lr=0.01, schedule="constant", warmup=0.0)
+QUANT = QuantParams(bits=4, epochs=4, lr=0.003, calibration_batches=1)
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if ".quantizer." not in name}
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def walks() -> SmallStore:

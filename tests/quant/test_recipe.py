@@ -1,4 +1,4 @@
-"""Where a quantized model starts, when its quantizers come in, and what else it learns from."""
+"""What a recipe trains, from which start and for how long, and which checkpoint is what remains."""
 
 import copy
 import dataclasses
@@ -12,7 +12,6 @@ from torch import Tensor
 from sasrec.checkpoint import load_model, save_model
 from sasrec.config import QuantParams, TrainParams
 from sasrec.distillation import Distillation
-from sasrec.errors import UserError
 from sasrec.models.dropout import Dropping
 from sasrec.models.events import ids
 from sasrec.models.registry import untrained
@@ -22,14 +21,10 @@ from sasrec.quant import attach
 from sasrec.quant.adaround import AdaRound
 from sasrec.quant.calibration import calibration
 from sasrec.quant.layers import inputs_of
-from sasrec.quant.quantizer import Quantizer, mse_scale
 from sasrec.quant.recipe import Outcome, Run, quantize
-from sasrec.quant.schedule import Phase, Schedule, phases
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
-from tests.quant.conftest import CPU, TRAIN, walks
-
-QUANT = QuantParams(bits=4, epochs=4, lr=0.003, calibration_batches=1)
+from tests.quant.conftest import CPU, QUANT, TRAIN, same, walks
 
 
 @pytest.fixture
@@ -37,83 +32,9 @@ def run(tmp_path: Path) -> Run:
     return Run(walks(), QUANT, TRAIN, 0, CPU, tmp_path / "resume.safetensors", "key", lambda line: None)
 
 
-def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if ".quantizer." not in name}
-
-
-def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def make(run: Run, model: SASRec, method: str = "lsq", options: Any = None, **quant: Any) -> Outcome:
     chosen = dataclasses.replace(run.quant, **quant)
     return quantize(dataclasses.replace(run, quant=chosen, key=f"{chosen} {options} {run.train}"), model, method, options)
-
-
-def test_phases() -> None:
-    quant = dataclasses.replace(QUANT, delay_epochs=2, progressive=(8, 4), bits=2)
-    assert phases(quant, 8) == [Phase(0, 32), Phase(2, 8), Phase(4, 4), Phase(6, 1)]
-    assert phases(QUANT, 4) == [Phase(0, 1)]
-    with pytest.raises(UserError, match="4 epochs are too few for quant.delay_epochs: 2 and 3 width"):
-        phases(quant, 4)
-
-
-def test_the_delay_is_the_controls_training_to_the_bit(trained: SASRec) -> None:
-    """The same batches, negatives and dropout; then every quantizer starts from the weights of that moment, with the
-    parameters that the optimizer has known from the start."""
-    models = {}
-    for method in ("control", "lsq"):
-        models[method] = model = SASRec(trained.params, trained.items)
-        model.load_state_dict(trained.state_dict())
-        module, options = attach.load_method(method, None)
-        quant = dataclasses.replace(QUANT, delay_epochs=2)
-        schedule = Schedule(model, quant, module, options, [torch.tensor([[0, 1, 2, 3]])], 4)
-        trainer = Trainer(model, walks(), TRAIN, 0, device=CPU, extras=schedule.extras(0))
-        for epoch in (1, 2):
-            trainer.epoch(epoch)
-        assert not attach.quantizers(model)
-    assert same(models["control"], models["lsq"]) and not same(models["control"], trained)
-    schedule.extras(0).on_epoch(2, 4)
-    table = attach.quantizers(model)["item_table.weight"]
-    torch.testing.assert_close(table.grid().scale, mse_scale(model.item_table.weight, -8, 7, True))
-    before = table.grid().scale.clone()
-    trainer.epoch(3)
-    assert not torch.equal(table.grid().scale, before)
-
-
-def test_a_phase_counts_its_own_epochs_and_is_calibrated_when_it_begins(
-    trained: SASRec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that a share of the epochs, as that after which STE's ranges stand still, is one of the phase."""
-    seen: list[tuple[int, int, int, int]] = []
-    plain = Quantizer.start_epoch
-
-    def record(self: Quantizer, epoch: int, epochs: int, seed: int) -> None:
-        seen.append((self.bits, epoch, epochs, seed))
-        plain(self, epoch, epochs, seed)
-
-    monkeypatch.setattr(Quantizer, "start_epoch", record)
-    model = SASRec(trained.params, trained.items)
-    model.load_state_dict(trained.state_dict())
-    module, options = attach.load_method("ste", None)
-    histories = [torch.tensor([[0, 1, 2, 3]])]
-    quant = dataclasses.replace(QUANT, delay_epochs=1, progressive=(8,))
-    extras = Schedule(model, quant, module, options, histories, 5).extras(7)
-    found = []
-    for epoch in range(5):
-        seen.clear()
-        extras.on_epoch(epoch, 5)
-        found.append(sorted(set(seen)))
-        with torch.no_grad():
-            model.item_table.weight.mul_(1.5)  # as training would
-        if epoch in (1, 3):
-            now = attach.quantizers(model)["embedding"].grid().scale.clone()
-            with torch.no_grad():
-                model.item_table.weight.div_(1.5)
-            attach.calibrate(model, histories)
-            torch.testing.assert_close(attach.quantizers(model)["embedding"].grid().scale, now)
-    assert found == [[], [(8, 0, 2, 7)], [(8, 1, 2, 7)], [(4, 0, 2, 7)], [(4, 1, 2, 7)]]
 
 
 class Stopped(Exception):
@@ -223,15 +144,6 @@ def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRe
     outcome = make(run, trained, bits=2, delay_epochs=1, progressive=(8,))
     assert outcome.best_epoch == 3 and outcome.ndcg == outcome.rows[3].validation_ndcg
     assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
-
-
-def test_the_optimizer_knows_what_every_phase_learns(trained: SASRec) -> None:
-    quant = dataclasses.replace(QUANT, bits=2, progressive=(8,))
-    model = copy.deepcopy(trained)
-    schedule = Schedule(model, quant, *attach.load_method("lsq", None), [torch.tensor([[1, 2, 3]])], 4)
-    given = {id(parameter) for parameters in schedule.extras(0).parameters.values() for parameter in parameters}
-    own = [{id(p) for quantizer in built.values() for p in quantizer.parameters()} for built in schedule.built]
-    assert len(own) == 2 and all(own) and given == own[0] | own[1]
 
 
 def test_patience_counts_from_the_last_phase(run: Run, trained: SASRec) -> None:
