@@ -1,6 +1,6 @@
 """What training minimises: the loss that `train.loss` names, of a model's scores, and of its intents where it has such."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,30 @@ from sasrec.models.transfer import send
 
 @dataclass(frozen=True)
 class Positions:
-    """What a loss is of: states (tokens, features), targets (tokens,) and negatives as `losses.compute` takes them, with
-    users (tokens,), whose positions they are; where negatives are shared by each sequence, states are (batch, length,
-    features) and places (tokens,), where in (batch * length) the tokens are."""
+    """What a loss is of, as `losses.compute` takes it: states (tokens, features), targets (tokens,) and negatives; where these
+    are shared by each sequence, states are (batch, length, features) and places (tokens,), where in (batch * length) the
+    tokens are."""
 
     states: Tensor
     targets: Tensor
     negatives: Tensor
-    users: Ints
     places: Tensor | None = None
     log_expected: Tensor | None = None
+    real: Tensor | None = None
 
 
-class Objective:
+class ItemObjective:
     """The loss of the items."""
 
     def __init__(self, model: Any, params: TrainParams) -> None:
         self.model, self.params = model, params
 
-    def __call__(self, of: Positions, rng: np.random.Generator) -> losses.Result:
-        model, given = self.model, (of.states, of.targets, of.negatives, of.places, of.log_expected)
+    def __call__(self, of: Positions, users: Ints, rng: np.random.Generator) -> losses.Result:
+        """users: (tokens,), whose positions they are."""
+        return self.of_items(of)
+
+    def of_items(self, of: Positions) -> losses.Result:
+        model, given = self.model, (of.states, of.targets, of.negatives, of.places, of.log_expected, of.real)
         return losses.compute(self.params, model.items, model.score, model.scoring_table.all, *given)
 
 
@@ -55,18 +59,17 @@ class IntentObjective:
         self.model, self.params = model, params
         self.sampler = NegativeSampler(IntentStore(store, model.intents.cpu().numpy()), params.negatives_from == "unseen")
 
-    def __call__(self, of: Positions, rng: np.random.Generator) -> losses.Result:
+    def __call__(self, of: Positions, users: Ints, rng: np.random.Generator) -> losses.Result:
+        """As `ItemObjective`."""
         model, hidden = self.model, self.model.params.hidden
         if self.params.item_loss == "joint":
-            result = Objective(model, self.params)(of, rng)
+            result = ItemObjective(model, self.params).of_items(of)
         else:
-            fine, given = model.fine, (of.targets, of.negatives, of.places, of.log_expected)
-            states = of.states[..., :hidden]
-            result = losses.compute(self.params, model.items, fine.score, fine.scoring_table.all, states, *given)
+            result = ItemObjective(model.fine, self.params).of_items(replace(of, states=of.states[..., :hidden]))
         states = of.states[..., hidden:]
         states = states.flatten(0, -2)
         states = states if of.places is None else states[of.places]
-        loss = self.of_intents(states, model.intents[of.targets].long(), of.users, rng)
+        loss = self.of_intents(states, model.intents[of.targets].long(), users, rng)
         return losses.Result(result.loss + self.params.intent_weight * loss, result.accuracy)
 
     def of_intents(self, states: Tensor, targets: Tensor, users: Ints, rng: np.random.Generator) -> Tensor:
@@ -93,6 +96,6 @@ class IntentStore:
         self.items_count = int(self.of_items.max())
 
 
-def of(model: Any, params: TrainParams, store: Any) -> Objective | IntentObjective:
+def of(model: Any, params: TrainParams, store: Any) -> ItemObjective | IntentObjective:
     """What `model` is trained by."""
-    return Objective(model, params) if getattr(model, "intents", None) is None else IntentObjective(model, params, store)
+    return ItemObjective(model, params) if getattr(model, "intents", None) is None else IntentObjective(model, params, store)

@@ -5,8 +5,6 @@ every random draw of an epoch comes from a generator seeded with (seed, epoch), 
 bits as one that was never interrupted.
 """
 
-import csv
-import io
 import math
 import sys
 import time
@@ -23,40 +21,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sasrec import evaluation, losses, metrics, objective
+from sasrec import losses
 from sasrec.adam import Adam
+from sasrec.annealing import dropout_rate, learning_rate
 from sasrec.captured import ANY_ITEM, CapturedSteps, Static, filled
 from sasrec.checkpoint import load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from sasrec.config import TrainParams
-from sasrec.data.batches import Batch, Ints, NegativeSampler, epoch_batches
+from sasrec.curves import Row
+from sasrec.data.batches import Batch, Ints, epoch_batches
 from sasrec.errors import UserError
-from sasrec.files import write_text
 from sasrec.guardian import stop_if_orphaned
 from sasrec.lazy_adam import LazyAdam, clip_norm
 from sasrec.models.dropout import set_dropout
 from sasrec.models.events import Histories, asked_by, gather, on
 from sasrec.models.transfer import send
+from sasrec.next_item import NextItem
+from sasrec.objective import Positions
 from sasrec.second_task import RatingTask
+from sasrec.validation import Validation
 
 # Of Adam; as the SASRec authors have them.
 BETAS = (0.9, 0.98)
 
 # Steps between renewals of a table's buffered statistics.
 REFRESH_EVERY = 50
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the curves. Epoch 0 is the state before training. Losses are means over positions (train) or users
-    (validation); accuracies are pairwise; ndcg is NDCG@10 on validation under the protocol of `train.select_on`."""
-
-    epoch: int
-    lr: float
-    train_loss: float | None
-    validation_loss: float
-    train_accuracy: float | None
-    validation_accuracy: float
-    validation_ndcg: float
 
 
 @dataclass
@@ -106,30 +94,6 @@ def product_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def learning_rate(params: TrainParams, progress: float) -> float:
-    """The rate at `progress` (0..1) of the run: a linear warm-up over the share `warmup`, then constant or half a cosine to
-    0; one_cycle (Smith and Topin, arXiv 1708.07120): up from 1/25 over `warmup` (0.3 where that is 0), down to 1e-4."""
-    if params.schedule == "one_cycle":
-        warmup, low = params.warmup or 0.3, (1 / 25, 1e-4)
-        if progress < warmup:
-            return params.lr * (low[0] + (1 - low[0]) * (1 - math.cos(math.pi * progress / warmup)) / 2)
-        rest = (progress - warmup) / max(1 - warmup, 1e-9)
-        return params.lr * (low[1] + (1 - low[1]) * (1 + math.cos(math.pi * rest)) / 2)
-    if progress < params.warmup:
-        return params.lr * progress / params.warmup
-    if params.schedule == "cosine":
-        rest = (progress - params.warmup) / max(1 - params.warmup, 1e-9)
-        return params.lr * (1 + math.cos(math.pi * rest)) / 2
-    return params.lr
-
-
-def dropout_rate(params: TrainParams, first: float, epoch: int) -> float:
-    """The rate of dropout in `epoch` (from 1): from `first` in equal steps to `final_dropout` in the last."""
-    if params.final_dropout is None:
-        return first
-    return first + (params.final_dropout - first) * (epoch - 1) / max(params.epochs - 1, 1)
-
-
 class Trainer:
     """Trains `model` in place; `run` returns the curves and leaves the best checkpoint in the model."""
 
@@ -164,10 +128,8 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": params.weight_decay}]
         groups += [{"params": parameters, "weight_decay": 0.0} for parameters in self.extras.parameters.values()]
         decay, decoupled = params.weight_decay, params.optimizer == "adamw"
-        self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
-        self.kind = losses.needs_negatives(params)
-        self.objective = objective.of(model, params, store)
-        self.held = store.held("validation")
+        self.task = NextItem(model, params, store, device)
+        self.validate = Validation(model, store, params, seed, self.task)
         self.asked = asked_by(model)
         self.captured = CapturedSteps(self._work, device) if device.type == "cuda" and self._can_be_captured() else None
         if self.captured is not None:
@@ -251,8 +213,8 @@ class Trainer:
                 if self.captured is None:
                     total += self._step(partial(self._loss, batch, rng), average)
                 else:
-                    negatives = self._negatives_of(batch, rng)
-                    self.captured(filled(batch, negatives, self.kind, max_len), self.sampler.log_expected(negatives))
+                    negatives = self.task.negatives_of(batch, rng)
+                    self.captured(filled(batch, negatives, self.task.kind, max_len), self.task.log_expected(negatives))
                 tokens += int(np.count_nonzero(batch.targets))
         if self.captured is not None:
             total = self.total
@@ -285,7 +247,7 @@ class Trainer:
     def _can_be_captured(self) -> bool:
         """Whether a step is work of the device alone, on tensors that have a shape for each shape of a batch: no draws beside
         those of negatives and of torch's own generator, and no sparse gradients."""
-        plain = isinstance(self.objective, objective.Objective) and self.second is None and self.extras.distill is None
+        plain = self.task.of_items_alone and self.second is None and self.extras.distill is None
         return plain and not self.asked and not self.extras.draws and self.params.table_optimizer == "dense"
 
     def _work(self, static: Static) -> None:
@@ -294,12 +256,12 @@ class Trainer:
 
     def _loss_of(self, static: Static) -> tuple[losses.Result, Tensor]:
         """As `_loss`."""
-        model, targets = self.model, static.targets.flatten()
-        encoded = model.encode(static.histories, windows=static.windows)
+        targets = static.targets.flatten()
+        encoded = self.model.encode(static.histories, windows=static.windows)
         real = (targets > 0).to(encoded.dtype)
-        states = encoded if self.kind == "sequence" else encoded.flatten(0, 1)
-        given = (states, targets.clamp(min=ANY_ITEM), static.negatives, None, static.log_expected, real)
-        return losses.compute(self.params, model.items, model.score, model.scoring_table.all, *given), real.sum()
+        states = encoded if self.task.kind == "sequence" else encoded.flatten(0, 1)
+        asked = Positions(states, targets.clamp(min=ANY_ITEM), static.negatives, None, static.log_expected, real)
+        return self.task.loss_of_items(asked), real.sum()
 
     @contextmanager
     def _graphs(self, epoch: int, average: float, dropout: float) -> Iterator[None]:
@@ -348,13 +310,13 @@ class Trainer:
         windows = None if batch.windows is None else self._tensor(batch.windows)
         encoded = states = self.model.encode(histories, windows=windows)
         targets = batch.targets[real]
-        users, negatives = batch.users[real], self._negatives_of(batch, rng)
-        if self.kind == "sequence":
-            result = self._result(states, targets, users, negatives, rng, places)
+        users, negatives = batch.users[real], self.task.negatives_of(batch, rng)
+        if self.task.kind == "sequence":
+            result = self.task.loss(states, targets, users, negatives, rng, places)
         else:
             states = states.flatten(0, 1)
             states = states if len(targets) == real.size else states[places]
-            result = self._result(states, targets, users, negatives, rng)
+            result = self.task.loss(states, targets, users, negatives, rng)
         if self.extras.distill:
             result = self.extras.distill(result, encoded, histories, windows, places, targets)
         if self.second is not None:
@@ -364,81 +326,8 @@ class Trainer:
             result = replace(result, second=own)
         return result, len(targets)
 
-    def _negatives_of(self, batch: Batch, rng: np.random.Generator) -> Ints:
-        """Those of the real positions of a batch: (tokens, n), (rows, n) where rows share them, or (n,) where all do."""
-        real = batch.targets > 0
-        if self.kind == "sequence":
-            return self.sampler.draw_by_row(batch.users, real, self.params.negatives, rng)
-        return self._negatives(batch.users[real], rng)
-
-    def _negatives(self, users: Ints, rng: np.random.Generator) -> Ints:
-        """(n,) for the whole batch, or (tokens, n) for users (tokens,); for cross-entropy n = 1."""
-        if self.kind == "batch":
-            return self.sampler.draw_shared(self.params.negatives, rng)
-        return self.sampler.draw(users, (len(users), 1 if self.kind == "none" else self.params.negatives), rng)
-
-    def _result(
-        self,
-        states: Tensor,
-        targets: Ints,
-        users: Ints,
-        negatives: Ints,
-        rng: np.random.Generator,
-        places: Tensor | None = None,
-    ) -> losses.Result:
-        expected = self.sampler.log_expected(negatives)
-        log_expected = None if expected is None else self._tensor(expected)
-        targeted = self._tensor(targets), self._tensor(negatives)
-        return self.objective(objective.Positions(states, *targeted, users, places, log_expected), rng)
-
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return send(array, self.device)
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float, float]:
-        """Loss, pairwise accuracy and NDCG@10 on the validation items; the negatives are the same at every call."""
-        self.model.eval()
-        rng = np.random.default_rng([self.seed, 3])
-        total = torch.zeros(2, device=self.device)
-        targets = np.asarray(self.store.items)[self.held.positions].astype(np.int64)
-        states = torch.empty(0)
-        for rows, histories in evaluation.blocks(self.store, self.held, self.model.params.max_len, 512, self.asked):
-            state = evaluation.last_states(self.model, on(histories, self.device))
-            states = states if len(states) else state.new_empty(len(targets), state.shape[-1])
-            states[self._tensor(rows)] = state
-            users = self.held.users[rows]
-            result = self._result(state, targets[rows], users, self._negatives(users, rng), rng)
-            total += torch.stack([result.loss, result.accuracy]) * len(rows)
-        loss, accuracy = (total / max(len(targets), 1)).tolist()
-        ranks = self._full_ranks(states) if self.params.select_on == "full" else self._sampled_ranks(states, targets)
-        return loss, accuracy, float(metrics.ndcg(ranks.astype(np.float64), 10).mean()) if len(ranks) else 0.0
-
-    def _full_ranks(self, states: Tensor) -> NDArray[np.float32]:
-        """Ranks of the validation targets among all items; states: (targets, hidden)."""
-        table = self.model.scoring_table.all()
-
-        def looked_up(histories: Histories, users: Ints) -> Tensor:
-            return states[self._tensor(np.searchsorted(self.held.users, users))]
-
-        scorer = evaluation.Factored(looked_up, table)
-        max_len = self.model.params.max_len
-        return evaluation.rank(scorer, self.store, "validation", max_len, device=self.device, only="full").full
-
-    def _sampled_ranks(self, states: Tensor, targets: Ints) -> NDArray[np.float32]:
-        """Ranks of the validation targets among their candidates, of which alone scores are computed. The sums behind a
-        score may run in another order than in `evaluation.rank`, so that a rank may differ from its own where two scores
-        agree to the last digits."""
-        table = self.model.scoring_table.all()
-        ranks: list[Tensor] = []
-        undefined: list[Tensor] = []
-        for begin in range(0, len(targets), 512):
-            rows = slice(begin, begin + 512)
-            candidates = self._tensor(np.column_stack([self.held.negatives[rows], targets[rows]]))  # (batch, n + 1)
-            scores = (table[candidates] @ states[rows, :, None]).squeeze(2)
-            undefined.append(scores.isnan().any())
-            ranks.append(evaluation.candidate_rank(scores[:, :-1], candidates[:, :-1], scores[:, -1]))
-        evaluation.refuse_nan(undefined)
-        return torch.cat(ranks).cpu().numpy() if ranks else np.zeros(0, np.float32)
 
     def _save(self, path: Path, key: str, progress: Progress, best: dict[str, Tensor] | None) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -468,14 +357,3 @@ class Trainer:
             restore_optimizer(optimizer, parts[part])
         saved = meta["progress"]
         return Progress(**{**saved, "rows": [Row(**row) for row in saved["rows"]]}), parts["best"] or None
-
-
-def write_curves(path: Path, rows: list[Row]) -> None:
-    """The curves as CSV, six significant digits, empty where there is no value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row.__dataclass_fields__)
-    for row in rows:
-        values = list(asdict(row).values())
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
-    write_text(path, text.getvalue())

@@ -8,6 +8,7 @@ import torch
 
 from sasrec.checkpoint import fingerprint, load_model, save_model, save_tensors
 from sasrec.config import QuantParams, Study, TrainParams
+from sasrec.curves import write_curves
 from sasrec.data.sequences import Sequences
 from sasrec.files import atomic_folder, sha256
 from sasrec.models.registry import Model
@@ -15,7 +16,6 @@ from sasrec.process import Job, run_once, set_up
 from sasrec.quant.attach import freeze, load_method
 from sasrec.quant.frozen import to_tensors
 from sasrec.quant.recipe import Outcome, Run, quantize
-from sasrec.training import write_curves
 from stages.common import run
 
 SECTIONS = ("threads", "device", "train", "model", "per_model.<quant.model>", "quant", "methods.<method>")

@@ -6,12 +6,13 @@ import torch
 
 from sasrec.checkpoint import fingerprint, save_model
 from sasrec.config import Study
+from sasrec.curves import write_curves
 from sasrec.data.sequences import Sequences, read_catalogue
 from sasrec.files import atomic_folder
 from sasrec.models import registry
 from sasrec.models.facts import Facts
 from sasrec.process import run_once, set_up
-from sasrec.training import Trainer, write_curves
+from sasrec.training import Trainer
 from stages.common import run
 
 SECTIONS = ("threads", "device", "model", "train", "per_model.<model>")

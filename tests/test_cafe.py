@@ -270,14 +270,14 @@ def test_the_loss_is_the_items_plus_the_weighted_intents() -> None:
     model = build()
     store = SmallStore([[int(i) for i in row] for row in torch.randint(1, ITEMS + 1, (5, 7))], ITEMS)
     states, targets = torch.randn(6, 24), torch.tensor([1, 7, 30, 4, 4, 12])
-    of = objective.Positions(states, targets, torch.randint(1, ITEMS + 1, (6, 1)), np.arange(6) % 5)
+    of = objective.Positions(states, targets, torch.randint(1, ITEMS + 1, (6, 1)))
     intents = F.cross_entropy(states[:, 12:] @ model.coarse.item_table.weight[1:].T, (targets - 1) % 4)
     joint = F.cross_entropy(model.score(states)[:, 1:], targets - 1)
     items = F.cross_entropy(states[:, :12] @ model.fine.item_table.weight[1:].T, targets - 1)
     for kind, own in (("joint", joint), ("items", items)):
         for weight in (0.0, 1.0, 0.25):
             params = TrainParams(item_loss=kind, intent_weight=weight)  # type: ignore[arg-type]
-            result = objective.of(model, params, store)(of, rng())
+            result = objective.of(model, params, store)(of, np.arange(6) % 5, rng())
             torch.testing.assert_close(result.loss, own + weight * intents)
 
 

@@ -107,7 +107,7 @@ def away(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
             for group in optimizer.param_groups:
                 group["params"] = [moved(parameter) for parameter in group["params"]]
         trainer.weights = [moved(parameter) for parameter in trainer.weights]
-        trainer.device = AWAY
+        trainer.device = trainer.task.device = AWAY
         with NoWaiting():
             yield noted
 

@@ -65,7 +65,7 @@ def test_the_targets_rating_is_learned_from_the_item_and_from_past_ratings(
     for epoch in range(1, 16):
         run.epoch(epoch)
     assert run.second is not None
-    ((order, histories),) = blocks(store, run.held, params.max_len, 512, model.event_inputs)
+    ((order, histories),) = blocks(store, store.held("validation"), params.max_len, 512, model.event_inputs)
     places = store.held("validation").positions[order]
     states = model.eval().encode(histories, last=True)[:, 0]
     rows = model.scoring_table.lookup(torch.from_numpy(store.items[places].astype(np.int64)))

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from sasrec import evaluation, losses, metrics
+from sasrec.annealing import dropout_rate, learning_rate
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.curves import write_curves
 from sasrec.data.batches import Batch, Batching, epoch_batches
 from sasrec.errors import UserError
 from sasrec.guardian import Guardian
@@ -18,7 +20,7 @@ from sasrec.models.dropout import Dropping
 from sasrec.models.sasrec import SASRec
 from sasrec.quant.attach import attach, calibrate, freeze, load_method, own_training, quantizers
 from sasrec.quant.frozen import thaw
-from sasrec.training import Extras, Progress, Trainer, dropout_rate, learning_rate, write_curves
+from sasrec.training import Extras, Progress, Trainer
 from tests.conftest import SmallStore
 
 CPU = torch.device("cpu")

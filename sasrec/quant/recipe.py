@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sasrec.config import QuantParams, TrainParams
+from sasrec.curves import Row
 from sasrec.distillation import Distillation
 from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained, with_dropout
@@ -18,7 +19,7 @@ from sasrec.quant.calibration import calibration
 from sasrec.quant.centring import centre
 from sasrec.quant.schedule import Schedule
 from sasrec.quant.sensitivity import mixed
-from sasrec.training import Row, Trainer
+from sasrec.training import Trainer
 
 # Epochs of the study that `quant.preset: source` repeats.
 SOURCE_EPOCHS = 20

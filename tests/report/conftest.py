@@ -8,9 +8,9 @@ import pytest
 
 from sasrec import protocol
 from sasrec.config import EvaluateParams, QuantParams, Study
+from sasrec.curves import Row, write_curves
 from sasrec.evaluation import Ranks
 from sasrec.files import write_json, write_text
-from sasrec.training import Row, write_curves
 
 STATS = {
     "dataset": "toy", "sha256": "0" * 64, "users": 6, "items": 30, "interactions": 60, "length": {"median": 9}, "evaluated": 5,
