@@ -10,11 +10,12 @@ from pathlib import Path
 from dvc.lock import LockError, make_lock
 
 from sasrec.config import Study
+from sasrec.data.catalogue import format_of
 from sasrec.errors import UserError
 from sasrec.quant.attach import load_method
 from stages.common import run
 
-SECTIONS = ("models", "methods", "per_model", "model", "train")
+SECTIONS = ("dataset", "models", "methods", "per_model", "model", "train")
 # Where DVC notes which files its runs read and write. Nothing but this guards what it writes there.
 USERS, GUARD = "rwlock", "rwlock.lock"
 
@@ -40,6 +41,8 @@ def mend(folder: Path = Path(".dvc/tmp")) -> bool:
 def main(study: Study) -> None:
     if mend():
         print(f"removed .dvc/tmp/{USERS}, which a killed DVC left cut off")
+    if study.dataset.format is not None:
+        format_of(study.dataset, "")
     for model in study.models:
         study.of_model(model)
     for name, options in study.methods.items():

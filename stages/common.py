@@ -1,6 +1,7 @@
 """What every stage script shares: its declared parameters, and errors that end with one clear line."""
 
 import errno
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,17 @@ def read_study(path: Path = PARAMS) -> Study:
 
 
 def run(main: Callable[..., None], sections: Sequence[str]) -> None:
-    """Call `main(study, *command line)`; end with one line and status 1 where the input or the machine is at fault."""
+    """Call `main(study, *command line)`; end with one line and status 1 where the input or the machine is at fault. Where
+    `main` takes other arguments, or help is asked for that it does not give itself, say how it is called."""
+    _, *takes = inspect.signature(main).parameters.values()
+    if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes):
+        wanted = " ".join(["", *(parameter.name.upper() for parameter in takes)])
+        usage = f"usage: python -m stages.{Path(sys.argv[0]).stem}{wanted}"
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(f"{usage}\n\n{inspect.getmodule(main).__doc__}")
+            return
+        if len(sys.argv) - 1 != len(takes):
+            sys.exit(f"error: {len(sys.argv) - 1} arguments, not {len(takes)}; {usage}")
     try:
         main(cast(Study, Declared(read_study(), sections)), *sys.argv[1:])
     except UserError as error:

@@ -1,5 +1,7 @@
-"""Stage preflight: refuse a study that names a model which the data lacks something for, before any model is trained."""
+"""Stage preflight: refuse, before any model is trained, a study that names a model which the data lacks something for, or a
+tensor in quant.overrides that the model does not have."""
 
+import dataclasses
 from pathlib import Path
 
 from sasrec.config import Study
@@ -7,9 +9,11 @@ from sasrec.data.sequences import Sequences, read_catalogue
 from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.models import registry
+from sasrec.models.facts import Facts
+from sasrec.quant import overrides
 from stages.common import run
 
-SECTIONS = ("models", "variants", "model", "train", "per_model", "quant.model")
+SECTIONS = ("models", "variants", "model", "train", "per_model", "quant.model", "quant.overrides", "quant.preset")
 PREPARED = Path("data/prepared")
 # Always the same, so that nothing is trained anew where another list or parameter passes, too.
 PASSED = "The data has what every model of the study needs.\n"
@@ -26,6 +30,12 @@ def main(study: Study) -> None:
             refused[name] = str(error)
     if refused:
         raise UserError("; ".join(dict.fromkeys(refused.values())) + without(list(refused), study))
+    if study.quant.overrides:
+        params = study.of_model(study.quant.model)[0]
+        if study.quant.preset == "source":  # which scores with a table of its own
+            params = dataclasses.replace(params, tied=False)
+        facts = Facts.of_data(params, store, categories)
+        overrides.check(registry.of_data(params, store.items_count, categories, facts), study.quant.overrides)
     write_text("data/preflight.txt", PASSED)
     print(PASSED, end="")
 

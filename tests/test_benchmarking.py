@@ -81,6 +81,8 @@ def test_a_shape_is_timed_and_its_rows_are_replaced(
     assert len(run("S", "--bits", "8", "--batches", "1", "--repeats", "3")) == 4
     lines = shapes(tmp_path / "shapes.csv").splitlines()
     assert len([line for line in lines if line.startswith("| S |")]) == 4
+    beaten = sum(float(row["onnxruntime_dynamic_ms"]) < float(row["all_ms"]) for row in command.read().values())
+    assert lines[-1].endswith(f"is faster in {beaten} of 4 rows.")
     with pytest.raises(SystemExit, match="error: unknown shape 'X'; known: S"):
         run("X")
     (tmp_path / "shapes.csv").write_text("shape,bits\nS,8\n")

@@ -1,7 +1,11 @@
 """`make` after a kill: what DVC was writing when it died does not stop the next one."""
 
+import contextlib
 import json
+import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from dvc.fs import localfs
@@ -9,7 +13,9 @@ from dvc.lock import make_lock
 from dvc.rwlock import RWLockFileCorruptedError, rwlock
 
 from sasrec.errors import UserError
+from stages import check, prepare, train, tune
 from stages.check import mend
+from stages.common import run
 
 
 def use(folder: Path) -> None:
@@ -40,3 +46,40 @@ def test_a_note_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     with make_lock(str(tmp_path / "rwlock.lock"), tmp_dir=str(tmp_path)), pytest.raises(UserError, match="another DVC"):
         mend(tmp_path)
     assert (tmp_path / "rwlock").read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "said"),
+    [
+        (prepare, ["all"], "error: 1 arguments, not 0; usage: python -m stages.prepare"),
+        (train, ["sasrec"], "error: 1 arguments, not 2; usage: python -m stages.train NAME SEED"),
+        (train, [], "error: 0 arguments, not 2; usage: python -m stages.train NAME SEED"),
+    ],
+)
+def test_other_arguments_than_a_stage_takes_are_answered_by_those_it_takes(
+    stage: ModuleType, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [stage.__file__, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(stage.main, stage.SECTIONS)
+    assert ended.value.code == said
+
+
+@pytest.mark.parametrize(("stage", "said"), [(check, "stages.check\n"), (train, "stages.train NAME SEED"), (tune, "--target")])
+def test_help_says_what_a_stage_takes_and_does(
+    stage: ModuleType, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [stage.__file__, "--help"])
+    with contextlib.suppress(SystemExit):  # that of argparse
+        run(stage.main, stage.SECTIONS)
+    assert said in capsys.readouterr().out
+
+
+def test_a_format_that_does_not_exist_is_found_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Path("params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("  format:", "  format: cvs  #", 1))
+    shutil.copytree("sasrec/quant", tmp_path / "sasrec/quant")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit, match="error: params.yaml: unknown format in dataset.format 'cvs'"):
+        run(check.main, check.SECTIONS)

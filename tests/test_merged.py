@@ -312,6 +312,27 @@ def test_the_choice_in_words(make: Make) -> None:
     assert widths.short_table(found).splitlines()[2].startswith("| 4 | every tensor | ste | 0 % (0 to 0) |")
 
 
+def test_where_no_training_is_needed_and_what_to_set(make: Make) -> None:
+    tables = WHOLE | {"ptq": 2.0, "ste": 0.0, "lsq": 0.0}
+    content = merge(
+        make("a", WHOLE | {"ptq": 0.0, "ste": 0.0}, size=4000, quant={"bits": 8}),
+        make("b", WHOLE | {"ptq": 0.0, "ste": 0.0}, size=2000, quant={"bits": 4}),
+        make("c", tables, size=3000, quant={"bits": 8, "embedding_bits": 2}),
+        make("d", tables, size=2000, quant={"bits": 4, "activation_bits": 8}),
+        make("e", tables, size=3500, quant={"bits": 3, "preset": "paper"}),
+    )
+    found = widths.load(content)
+    assert (
+        widths.untrained_sentence(found)
+        == "`ptq`, which needs no training, is the choice or tied with it at 8 and 4 bits (every tensor)."
+    )
+    assert widths.options_sentence(found) == (
+        "To have them: every tensor, 8 bits: `-S quant.bits=8`; activations at 8 bits, 4 bits: `-S quant.bits=4 "
+        "-S quant.activation_bits=8`; tables at 8 bits, 3 bits: `-S quant.bits=3 -S quant.preset=paper`; tables alone, the "
+        "rest at 8 bits, 2 bits: `-S quant.bits=8 -S quant.embedding_bits=2`."
+    )
+
+
 def test_the_figure_is_that_of_the_file(make: Make) -> None:
     merge(make("a", WHOLE | {"ptq": 1.0, "lsq": 0.5}, quant={"bits": 4}), make("m", {"sasrec": 0.0, "h8": 1.0}))
     picture = Path("metrics/reference/bits/quality.png")

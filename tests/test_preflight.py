@@ -82,3 +82,33 @@ def test_what_passes_is_the_same_file_whatever_the_lists() -> None:
         preflight.main(study(models=models, variants=models))
         found.add(Path("data/preflight.txt").read_bytes())
     assert len(found) == 1
+
+
+ALONE: dict[str, Any] = {"models": ["sasrec"], "variants": ["sasrec", "lsq"]}
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("quant", "why"),
+    [
+        ({"overrides": {"item_tabel.weight": 4}}, "item_tabel.weight.*did you mean.*item_table.weight"),
+        ({"overrides": {"blocks.0.output": 1}}, "blocks.0.output: an activation takes 2 to 8 bits, not 1"),
+        ({"overrides": {"output_table.weight": 4}}, "unknown tensor in quant.overrides"),
+    ],
+)
+def test_an_override_that_no_tensor_takes_ends_before_training(quant: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        preflight.main(study(**ALONE, quant=quant))
+    assert not Path("data/preflight.txt").exists()
+
+
+@pytest.mark.usefixtures("bare")
+def test_overrides_are_of_the_model_that_is_quantized() -> None:
+    preflight.main(study(**ALONE, quant={"overrides": {"item_table.weight": 1, "blocks.0.output": 2}}))
+    # The preset scores with a table of its own.
+    preflight.main(study(**ALONE, quant={"preset": "source", "overrides": {"output_table.weight": 8}}))
+    deep = {"sasrec": {}, "gsasrec": {"model": {"blocks": 3}}, "cafe": CAFE}
+    study_of: dict[str, Any] = {"models": ["sasrec", "gsasrec"], "variants": ["sasrec"], "per_model": deep}
+    preflight.main(study(**study_of, quant={"model": "gsasrec", "overrides": {"blocks.2.output": 4}}))
+    with pytest.raises(UserError, match="blocks.2.output"):
+        preflight.main(study(**study_of, quant={"overrides": {"blocks.2.output": 4}}))

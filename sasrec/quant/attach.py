@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sasrec.config import QuantParams
-from sasrec.errors import UserError
-from sasrec.mapping import from_mapping, unknown
+from sasrec.mapping import from_mapping
 from sasrec.models.events import Histories
 from sasrec.models.taps import Linear, Place, taps
+from sasrec.quant import overrides
 from sasrec.quant.conventions import EDGE_BITS
 from sasrec.quant.features import PerFeature
 from sasrec.quant.frozen import FrozenTensor, tensors
@@ -79,17 +79,13 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
     all_taps = taps(model)
     if not getattr(method, "QUANTIZES", True):
         return {}
-    for name in params.overrides:
-        if name not in all_taps:
-            raise unknown("tensor in quant.overrides", name, all_taps)
+    overrides.check(model, params.overrides)
     built = {}
     for name, tap in all_taps.items():
         place = tap.place(name)
         bits = width(place, params)
         if bits == FULL_PRECISION:
             continue
-        if place.kind == "activation" and bits < 2:
-            raise UserError(f"params.yaml: quant.overrides.{name}: an activation takes 2 to 8 bits, not {bits}")
         rows = {"weight": params.weights, "table": params.table, "activation": "per_tensor"}[place.kind]
         per_row = rows == "per_row"
         if bits == 1:

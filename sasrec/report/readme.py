@@ -174,7 +174,7 @@ def widths(path: Path, document: Path) -> str:
 
 def smallest(found: grid.Widths) -> str:
     """What to ship at each size, with what that says."""
-    lead = "Smallest first, the models whose NDCG@10 on validation no other of about their bytes or fewer equals:"
+    lead = "Smallest first, the models that no other of about their size or smaller equals on validation (the Pareto front):"
     return f"{lead}\n\n{grid.smallest_table(found)}"
 
 
@@ -184,7 +184,8 @@ def choices(path: Path, document: Path) -> str:
     table_of = (path.parent / "README.md").relative_to(document.parent).as_posix()
     lead = f"On real data ([{path.stem}]({table_of}): {_extent(content)}):\n\n"
     found = grid.load(content)
-    return f"{lead}{picture(path, document)}{grid.short_table(found)}\n{smallest(found)}"
+    how = " ".join(filter(None, [grid.untrained_sentence(found), grid.options_sentence(found)]))
+    return f"{lead}{picture(path, document)}{grid.short_table(found)}\n{how}\n\n{smallest(found)}"
 
 
 def short(path: Path, document: Path) -> str:

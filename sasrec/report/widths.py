@@ -14,6 +14,11 @@ LINES = {
     "all": "every tensor", "activations8": "activations at 8 bits", "paper": "tables at 8 bits",
     "tables": "tables alone, the rest at 8 bits",
 }  # fmt: skip
+# What to set for b bits of a line, of parameters in `quant`.
+OPTIONS = {
+    "all": ("bits={}",), "activations8": ("bits={}", "activation_bits=8"), "paper": ("bits={}", "preset=paper"),
+    "tables": ("bits=8", "embedding_bits={}"),
+}  # fmt: skip
 # Sizes that differ by less are one: the methods store other scales and shifts beside the same codes.
 SAME_SIZE = 1.01
 METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround", "pq")
@@ -178,6 +183,27 @@ def choice_sentence(widths: Widths, choice: Mapping[str, Any]) -> str:
     if groups["ahead"]:
         sentence += f"; on the test items {listed(groups['ahead'])} did better"
     return sentence + ("." if groups["tied"] or groups["ahead"] else "; the others are behind.")
+
+
+def options_sentence(widths: Widths) -> str:
+    """What to set for the lines that were measured."""
+    each = []
+    for point in {point.line: point for point in reversed(widths.points)}.values():
+        if point.line in OPTIONS:
+            options = " ".join(f"-S quant.{option.format(point.bits)}" for option in OPTIONS[point.line])
+            each.append(f"{in_words(point.line)}, {bits_text(point.bits)}: `{options}`")
+    return f"To have them: {'; '.join(reversed(each))}." if each else ""
+
+
+def untrained_sentence(widths: Widths) -> str:
+    """Where rounding alone is enough."""
+    cells: dict[str, list[int]] = {}
+    for choice in widths.choices:
+        best = widths.get(choice["best"])
+        if "ptq" in (widths.get(name).method for name in (choice["best"], *choice["tied"])):
+            cells.setdefault(best.where, []).append(best.bits)
+    each = [f"{bits_text(*bits)} ({where})" for where, bits in cells.items()]
+    return f"`ptq`, which needs no training, is the choice or tied with it at {listed(each)}." if each else ""
 
 
 def worth_sentence(widths: Widths, line: str, model: str | None = None) -> str:
