@@ -1,7 +1,7 @@
 """Keep the results in metrics/ as a reference, or check the kept ones from their ranks.
 
     python -m stages.reference keep NAME --data FILE --seconds N --command COMMAND [--notes FILE]
-    python -m stages.reference merge NAME PART [PART ...]
+    python -m stages.reference merge NAME [PART ...]
     python -m stages.reference check [NAME ...]
 
 `keep` writes metrics/reference/NAME.json and, beside it in metrics/reference/NAME/, the curves, every user's rank and the
@@ -9,7 +9,7 @@ study's part of dvc.lock. --notes: a YAML file with `configurations`, those that
 one, a list of {params, valid_ndcg@10}; `published`, what others report for the file, a list of {source, metrics}; and
 `test_reads`, how many of the configurations were measured on the test items, where that is more than this one.
 `merge` puts kept references of one width, line and seed each (names, or paths of their .json) together to the grid of
-quality against bytes, or adds them to the one that NAME is already, and draws metrics/reference/NAME/quality.png.
+quality against bytes, or adds them to the one that NAME is already, and draws metrics/reference/NAME/quality.png; without a PART, what there is, anew.
 `check` recomputes every metric, interval and comparison from the ranks alone.
 """
 
@@ -144,7 +144,7 @@ def main() -> None:
     keeper.add_argument("--notes")
     merger = commands.add_parser("merge")
     merger.add_argument("name")
-    merger.add_argument("parts", nargs="+", metavar="PART")
+    merger.add_argument("parts", nargs="*", metavar="PART")
     commands.add_parser("check").add_argument("names", nargs="*")
     options = parser.parse_args()
     try:

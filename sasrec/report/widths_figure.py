@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from sasrec.report.figures import size_ticks
@@ -103,13 +104,9 @@ def _band(axes: Axes, widths: Widths, named: bool) -> None:
     axes.axhspan(control.low, control.high, color="#DCE9F2", linewidth=0, zorder=0)
     axes.axhline(control.quality, color="#7FA8C4", linewidth=0.9, zorder=1)
     if named:
-        # In the band, or under it where a larger model stands above, whose name would meet it.
-        under = any(model.quality > control.high for model in widths.models)
-        axes.annotate(
-            "control: full precision, trained on; 95 %", (0.99, control.low if under else control.high),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -2), textcoords="offset points", fontsize=8, color="#3D6E8F", va="top", ha="right",
-        )  # fmt: skip
+        # Where large models stand, which are never as bad as the smallest.
+        band = Patch(color="#DCE9F2", label="control: full precision, trained on; 95 %")
+        axes.legend(handles=[band], loc="lower right", fontsize=8, labelcolor="#3D6E8F", frameon=False)
 
 
 def _models(axes: Axes, widths: Widths) -> None:
@@ -126,10 +123,11 @@ def _models(axes: Axes, widths: Widths) -> None:
     for model in (model for model in widths.models if low < model.size < high):
         axes.plot([model.size], [model.quality], "s", color=INK, markersize=4.5, zorder=3)
         name = f"hidden {model.name[1:]}" if model.name[0] == "h" and model.name[1:].isdigit() else model.name
+        # The last one has no room on its right, and the line that comes up to it on its left below.
         last = model.size == max(other.size for other in widths.models)
         axes.annotate(
-            name, (model.size, model.quality), (5, -5), textcoords="offset points", fontsize=8.5, color=INK, va="top",
-            ha="right" if last else "left",
+            name, (model.size, model.quality), (-6, 0) if last else (5, -5), textcoords="offset points", fontsize=8.5, color=INK,
+            va="bottom" if last else "top", ha="right" if last else "left",
         )  # fmt: skip
 
 
