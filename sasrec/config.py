@@ -2,6 +2,7 @@
 
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from sasrec.errors import UserError
@@ -354,11 +355,20 @@ class Study:
         return model, from_mapping(TrainParams, overrides.get("train"), f"per_model.{name}.train", self.train)
 
 
+def known_methods() -> set[str]:
+    """The quantization methods that exist. A method's file says whether it trains; importing it to see would import torch."""
+    files = Path(__file__).with_name("quant").glob("*.py")
+    return {file.stem for file in files if "\nTRAINS = " in file.read_text(encoding="utf-8")}
+
+
 def check_names(study: Study, methods: typing.Iterable[str]) -> None:
     """Refuse names in the lists that nothing provides. `methods`: the quantization methods that exist."""
     for model in study.models:
         study.of_model(model)
     known = set(methods)
+    for model in study.per_model:
+        if model in known:
+            raise UserError(f"params.yaml: per_model.{model}: a model cannot have the name of a method; name it otherwise")
     for method in study.quantized:
         if method not in known:
             raise unknown("method in the list quantized", method, known)

@@ -81,7 +81,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         if isinstance(value, bool):
             raise ValueError
         number = kind(value)
-        if kind is int and float(value) != number:
+        if kind is int and not (isinstance(value, int | str) or float(value) == number):
             raise ValueError
         if number != number or number in (float("inf"), float("-inf")):
             raise ValueError

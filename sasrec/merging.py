@@ -12,7 +12,7 @@ from sasrec.config import EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, write_json, write_text
 from sasrec.merged import PROTOCOLS, VALUES, Compared, Facts, Grid, Part, Run, changed, changes, control_recipe, facts_of
-from sasrec.reference import ROOT, differences, packed, rank_file, same, unpacked
+from sasrec.reference import ROOT, differences, named, packed, rank_file, same, unpacked
 from sasrec.report.results import BASELINE_SEED
 
 CURVES = "curves.csv"
@@ -22,9 +22,9 @@ def merge(name: str, parts: Sequence[str]) -> list[str]:
     """Add parts to the reference `name`, which need not exist yet; returns its variants. parts: names under
     metrics/reference, or paths of a part's .json or folder elsewhere. Raises UserError before anything is written where a part
     does not fit: other data or protocol, another checkpoint or control of a seed, a run that is there with other ranks."""
-    grid: Grid | None = read(name) if (ROOT / f"{name}.json").exists() else None
+    grid: Grid | None = read(name) if (ROOT / f"{named(name)}.json").exists() else None
     # The widest first: the control that has no more to its name than that is then the one of the widest width.
-    files = sorted(map(located, parts), key=lambda file: -read_json(file)["params"]["quant"]["bits"])
+    files = sorted(map(located, parts), key=lambda file: -_bits(file))
     for file in files:
         grid = add(grid, file)
     if grid is None:
@@ -32,6 +32,13 @@ def merge(name: str, parts: Sequence[str]) -> list[str]:
     grid.checked()
     write(name, grid)
     return list(grid.facts)
+
+
+def _bits(file: Path) -> int:
+    try:
+        return int(read_json(file)["params"]["quant"]["bits"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file} is not what `python -m stages.reference keep` writes") from None
 
 
 def located(part: str) -> Path:

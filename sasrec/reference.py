@@ -9,6 +9,7 @@ that is too small.
 import gzip
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +115,7 @@ def recomputed(name: str, content: Mapping[str, Any]) -> tuple[dict[str, dict[st
 
 def problems(name: str) -> list[str]:
     """Where a reference file says something else than its ranks do; empty where all agrees. Raises UserError."""
-    path = ROOT / f"{name}.json"
+    path = ROOT / f"{named(name)}.json"
     if not path.exists():
         raise UserError(f"{path} does not exist; references: {', '.join(names()) or 'none'}")
     content = read_json(path)
@@ -152,6 +153,15 @@ def same(written: Any, computed: Any) -> bool:
     if isinstance(written, float) and isinstance(computed, float):
         return math.isclose(written, computed, rel_tol=0, abs_tol=1.5 * 10**-DIGITS)
     return bool(written == computed)
+
+
+def named(name: str) -> str:
+    """`name`, which a reference may have: a folder of that name replaces what stands there. Raises UserError."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(
+            f"'{name}' is no name for a reference; write letters, digits, '-', '_' and '.', a letter or digit first"
+        )
+    return name
 
 
 def names() -> list[str]:

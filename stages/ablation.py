@@ -28,9 +28,10 @@ from sasrec.merged import of_control
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
 from sasrec.process import run_once
+from sasrec.quant import overrides
 from sasrec.quant.attach import load_method
 from stages.common import read_study
-from stages.quantize import plan
+from stages.quantize import Plan, plan
 
 TABLE = Path("metrics/reference/ablation.csv")
 KEPT = Path("data/ablation")
@@ -51,13 +52,15 @@ CHOICES = (
 def changed(study: Study, choice: str, method: str) -> Study:
     """The study with one KEY=VALUE. Raises UserError where that is not one, or of another section."""
     key, equals, text = choice.partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"'{choice}': {' '.join(str(error).split())}") from None
     match key.split("."):
         case ["quant", name] if equals:
-            return dataclasses.replace(
-                study, quant=from_mapping(QuantParams, {name: yaml.safe_load(text)}, "quant", study.quant)
-            )
+            return dataclasses.replace(study, quant=from_mapping(QuantParams, {name: value}, "quant", study.quant))
         case ["methods", of, name] if equals and of == method:
-            own = {**(study.methods.get(method) or {}), name: yaml.safe_load(text)}
+            own = {**(study.methods.get(method) or {}), name: value}
             return dataclasses.replace(study, methods={**study.methods, method: own})
     raise UserError(f"'{choice}' is not a change of the recipe; write quant.KEY=VALUE or methods.{method}.KEY=VALUE")
 
@@ -70,12 +73,19 @@ class Measured:
     gains: Floats
 
 
-def measure(study: Study, method: str, seed: int) -> Measured:
-    """One training by the recipe of `study`, or what an earlier run kept of the same."""
+def planned_of(study: Study, method: str, seed: int) -> Plan:
+    """Raises UserError where the recipe of `study` cannot be run."""
     source = Path("data/models", study.quant.model, str(seed))
     if not (source / "model.safetensors").exists():
         raise UserError(f"{source} does not exist; make it first: dvc repro train@{study.quant.model}-{seed}")
     planned = plan(study, method, seed)
+    overrides.check(planned.model, study.quant.overrides)
+    return planned
+
+
+def measure(study: Study, method: str, seed: int) -> Measured:
+    """One training by the recipe of `study`, or what an earlier run kept of the same."""
+    planned = planned_of(study, method, seed)
     kept = KEPT / planned.key
     if not kept.exists():
         with run_once(f"ablation-{planned.key}") as job:
@@ -111,6 +121,8 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
     studies = {RECIPE: study} | {choice: changed(study, choice, method) for choice in choices}
     for each in studies.values():
         load_method(method, each.methods.get(method))
+    for each in studies.values():
+        planned_of(each, method, seed)
     recipe: Measured | None = None
     for choice, each in studies.items():
         own = measure(each, method, seed)

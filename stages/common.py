@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +10,22 @@ from typing import Any, cast
 
 import yaml
 
-from sasrec.config import Study, check_names
+from sasrec.config import Study, check_names, known_methods
 from sasrec.errors import UserError
 from sasrec.mapping import from_mapping
 
 PARAMS = Path("params.yaml")
+
+
+class Once(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, as DVC does with another message."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {name} stands there twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class Declared:
@@ -34,15 +46,15 @@ class Declared:
 def read_study(path: Path = PARAMS) -> Study:
     """The whole of params.yaml, checked. Raises UserError with the key that is wrong."""
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mapping = yaml.load(path.read_text(encoding="utf-8"), Once)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run from the root of the project") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a text file in UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     study = from_mapping(Study, mapping, "")
-    # A method's file says whether it trains; importing it to see would import torch.
-    files = Path("sasrec/quant").glob("*.py")
-    check_names(study, {file.stem for file in files if "\nTRAINS = " in file.read_text(encoding="utf-8")})
+    check_names(study, known_methods())
     return study
 
 
@@ -65,10 +77,19 @@ def run(main: Callable[..., None], sections: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run again to go on", file=sys.stderr)
         sys.exit(130)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        # That torch cannot have memory is of no type of its own on a CPU.
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
         sys.exit(f"error: not enough memory ({error}); use smaller sizes in params.yaml or a machine with more")
     except OSError as error:
+        if error.errno == errno.ENOENT and str(error.filename).startswith("data/"):
+            sys.exit(f"error: {error.filename} does not exist; dvc repro runs the stages that make it")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
-        advice = "make it writable" if error.errno in (errno.EACCES, errno.EROFS) else "free some disk space"
-        sys.exit(f"error: cannot write {error.filename or 'an output'}: {error.strerror}; {advice} and run again")
+        denied = error.errno in (errno.EACCES, errno.EROFS)
+        verb, adjective = "write", "writable"
+        if denied and error.filename and os.path.isfile(error.filename) and not os.access(error.filename, os.R_OK):
+            verb, adjective = "read", "readable"
+        advice = f"make it {adjective}" if denied else "free some disk space"
+        sys.exit(f"error: cannot {verb} {error.filename or 'an output'}: {error.strerror}; {advice} and run again")

@@ -9,7 +9,8 @@ study's part of dvc.lock. --notes: a YAML file with `configurations`, those that
 one, a list of {params, valid_ndcg@10}; `published`, what others report for the file, a list of {source, metrics}; and
 `test_reads`, how many of the configurations were measured on the test items, where that is more than this one.
 `merge` puts kept references of one width, line and seed each (names, or paths of their .json) together to the grid of
-quality against bytes, or adds them to the one that NAME is already, and draws metrics/reference/NAME/quality.png; without a PART, what there is, anew.
+quality against bytes, or adds them to the one that NAME is already, and draws metrics/reference/NAME/quality.png;
+without a PART, what there is, anew.
 `check` recomputes every metric, interval and comparison from the ranks alone.
 """
 
@@ -18,7 +19,7 @@ import importlib.metadata
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,31 +43,58 @@ PACKAGES = ("torch", "numpy", "pandas", "dvc")
 
 def notes(file: str | None) -> dict[str, Any]:
     """How the configuration was chosen, and the published figures to compare with."""
-    content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
-    strange = set(content) - {"configurations", "published", "test_reads"}
-    if strange:
+    try:
+        content = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None) or {}
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"--notes {file} is not a file") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--notes {file} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--notes {file}: write keys with values: configurations, published, test_reads")
+    if strange := set(content) - {"configurations", "published", "test_reads"}:
         raise UserError(f"--notes {file}: unknown key {strange.pop()}; known: configurations, published, test_reads")
-    configurations = content.get("configurations", [])
+    lists = {key: content.get(key) or [] for key in ("configurations", "published")}
+    for key, value in lists.items():
+        if not isinstance(value, list):
+            raise UserError(f"--notes {file}: {key} must be a list, not {value!r}")
+    configurations = lists["configurations"]
     tried = {"count": len(configurations), "configurations": configurations, "test_reads": content.get("test_reads", 1)}
-    return {"tried": tried, "published": content.get("published", [])}
+    return {"tried": tried, "published": lists["published"]}
 
 
-def lock(study: Study) -> str:
-    """The entries of dvc.lock that the metrics come from; an experiment leaves those of earlier ones in place."""
+def lock(study: Study, params: Mapping[str, Any]) -> str:
+    """The entries of dvc.lock that the metrics come from; an experiment leaves those of earlier ones in place. Raises UserError
+    where they were made with other parameters than `params`, those of params.yaml."""
     content = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
     wanted = {"fetch", "prepare", "baselines"}
     wanted |= {f"train@{model}-{seed}" for model in study.models for seed in study.seeds}
     wanted |= {f"quantize@{method}-{seed}" for method in study.quantized for seed in study.seeds}
     wanted |= {f"{stage}@{variant}" for stage in ("export", "evaluate") for variant in study.variants}
     content["stages"] = {name: entry for name, entry in content["stages"].items() if name in wanted}
+    for name, entry in content["stages"].items():
+        for key, value in entry.get("params", {}).get(str(PARAMS), {}).items():
+            if (now := of_key(params, key)) != value:
+                raise UserError(f"{PARAMS}: {key} is {now}, but {name} ran with {value} (dvc.lock); dvc repro, and keep that")
     return str(yaml.safe_dump(content, sort_keys=False))
 
 
+def of_key(params: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, None where there is none."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def keep(options: argparse.Namespace) -> None:
+    reference.named(options.name)
     study = read_study()
     if not Path(options.data).is_file():
         raise UserError(f"--data {options.data} is not a file; name the data file that the results were made from")
-    record = notes(options.notes)
+    record, params = notes(options.notes), yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    digest, prepared = sha256(options.data), read_json("data/prepared/stats.json")["sha256"]
+    if digest != prepared:
+        raise UserError(f"--data {options.data} has sha256 {digest}, but data/prepared is of {prepared}; name that file")
     found = {name: read_json(Path("metrics", f"{name}.json")) for name in (*BASELINES, *study.variants)}
     # What the data does not allow has no figures.
     variants = {name: values for name, values in found.items() if values["ndcg@10"] is not None}
@@ -84,10 +112,10 @@ def keep(options: argparse.Namespace) -> None:
                     path.write_bytes(reference.packed(np.load(source / f"{protocol}.npy")))
                 if name not in baselines:
                     shutil.copy(Path("plots/curves", f"{name}-{seed}.csv"), folder)
-        write_text(folder / "dvc.lock", lock(study))
+        write_text(folder / "dvc.lock", lock(study, params))
     content: dict[str, Any] = {
         "command": options.command,
-        "params": yaml.safe_load(PARAMS.read_text(encoding="utf-8")),
+        "params": params,
         "environment": {
             "cpu": processor(),
             **({"gpu": on} if (on := gpu(study.device)) else {}),
@@ -96,7 +124,7 @@ def keep(options: argparse.Namespace) -> None:
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
-        "data": {"file": options.data, "sha256": sha256(options.data)},
+        "data": {"file": options.data, "sha256": digest},
         "card": read_json(Path("data/evaluated", study.variants[0], "card.json")),
         **record,
         "variants": variants,

@@ -81,9 +81,9 @@ def states(output: str) -> tuple[dict[str, str], int]:
 def keys(grid: Sequence[str]) -> list[str]:
     """The parameters that a grid sets: train.lr of 'train.lr=5e-4,1e-3'. Raises UserError for anything else."""
     for entry in grid:
-        if not re.fullmatch(r"[\w.]+=.+", entry):
+        if not re.fullmatch(r"\+?[\w.]+=.+", entry):
             raise UserError(f"-S {entry!r} is not of the form KEY=A,B")
-    return [entry.split("=")[0] for entry in grid]
+    return [entry.split("=")[0].removeprefix("+") for entry in grid]
 
 
 def trials(
@@ -191,6 +191,8 @@ def main(study: Study, *arguments: str) -> None:
     parser.add_argument("--target", nargs="+", default=[study.variants[0]], help="the variants that are judged", dest="targets")
     parser.add_argument("--jobs", type=int, default=1, help="experiments at once; each uses `threads` threads")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise UserError(f"--jobs must be 1 or more, not {options.jobs}")
     grid, targets = options.grid or list(GRID), list(dict.fromkeys(options.targets))
     parameters = keys(grid)
     for target in targets:

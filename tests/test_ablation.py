@@ -53,7 +53,30 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
         return command.Measured(level, np.full(50, level * (1 if study.quant.table == "per_row" else 0.99)))
 
     monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "planned_of", lambda *_: None)
     return asked
+
+
+def test_what_no_plan_can_be_made_of_is_refused_before_anything_is_trained(
+    project: list[tuple[str, Study]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned_of(study: Study, method: str, seed: int) -> None:
+        if study.quant.model == "gsasrec":
+            raise UserError("no gsasrec")
+
+    monkeypatch.setattr(command, "planned_of", planned_of)
+    for wrong, said in (("quant.bits=[", "quant.bits="), ("quant.model=gsasrec", "no gsasrec")):
+        with pytest.raises(UserError, match=said):
+            command.measure_all("lsq", 0, ["quant.table=per_tensor", wrong])
+    with pytest.raises(UserError, match="unknown method 'nope'"):
+        command.measure_all("nope", 0, ["quant.bits=4"])
+    assert project == []
+
+
+def test_a_plan_needs_the_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="data/models/sasrec/7 does not exist; make it first: dvc repro train@sasrec-7"):
+        command.planned_of(STUDY, "lsq", 7)
 
 
 def test_each_choice_beside_the_recipe_and_the_control_of_its_own(project: list[tuple[str, Study]]) -> None:

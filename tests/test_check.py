@@ -1,6 +1,7 @@
 """`make` after a kill: what DVC was writing when it died does not stop the next one."""
 
 import contextlib
+import errno
 import json
 import shutil
 import sys
@@ -73,6 +74,39 @@ def test_help_says_what_a_stage_takes_and_does(
     with contextlib.suppress(SystemExit):  # that of argparse
         run(stage.main, stage.SECTIONS)
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "error: not enough memory",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "error: not enough memory"),
+        (
+            FileNotFoundError(errno.ENOENT, "no", "data/models/x/0/config.json"),
+            "config.json does not exist; dvc repro runs the",
+        ),
+        (OSError(errno.ENOSPC, "No space left", "data/models/x"), "cannot write data/models/x: No space left; free some disk"),
+    ],
+)
+def test_what_the_machine_lacks_ends_with_one_line(raised: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(study: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit, match=said):
+        run(main, ())
+
+
+def test_other_errors_of_torch_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(study: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(main, ())
 
 
 def test_a_format_that_does_not_exist_is_found_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

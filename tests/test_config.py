@@ -125,9 +125,29 @@ def write(tmp_path: Path, **changes: Any) -> Path:
     return path
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text() + "seeds: [1]\n")
+    with pytest.raises(UserError, match="the key seeds stands there twice"):
+        read_study(path)
+    path.write_bytes("models: [é]".encode("latin-1"))
+    with pytest.raises(UserError, match="is not a text file in UTF-8"):
+        read_study(path)
+    with pytest.raises(UserError, match="is not a text file in UTF-8"):
+        read_study(tmp_path)
+
+
+def test_large_whole_numbers_are_taken_as_they_are() -> None:
+    assert from_mapping(PrepareParams, {"seed": 2**53 + 1}, "prepare").seed == 2**53 + 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"per_model": {"sasrec": {}, "gsasrec": {}, "cafe": {}, "lsq": {}}},
+            "per_model.lsq: a model cannot have the name of a",
+        ),
         ({"trian": {"lr": 1}}, "unknown key 'trian'; did you mean 'train'?"),
         ({"models": ["sasrecc"]}, "unknown model 'sasrecc'; did you mean 'sasrec'?"),
         ({"quantized": ["lsqq"]}, "unknown method in the list quantized 'lsqq'; did you mean 'lsq'?"),

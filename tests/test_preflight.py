@@ -93,6 +93,7 @@ ALONE: dict[str, Any] = {"models": ["sasrec"], "variants": ["sasrec", "lsq"]}
     [
         ({"overrides": {"item_tabel.weight": 4}}, "item_tabel.weight.*did you mean.*item_table.weight"),
         ({"overrides": {"blocks.0.output": 1}}, "blocks.0.output: an activation takes 2 to 8 bits, not 1"),
+        ({"overrides": {"blocks.0.attention.query.weight": 1}}, "query.weight: a weight takes 2 to 8 bits, not 1"),
         ({"overrides": {"output_table.weight": 4}}, "unknown tensor in quant.overrides"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from sasrec import reference
 from sasrec.config import Study
 from sasrec.errors import UserError
-from sasrec.files import read_json, write_json, write_text
+from sasrec.files import read_json, sha256, write_json, write_text
 from sasrec.mapping import from_mapping
 from sasrec.merged import changed
 from stages import reference as command
@@ -54,9 +55,20 @@ def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  
     write_text("params.yaml", yaml.safe_dump(params))
     write_text(
         "dvc.lock",
-        yaml.safe_dump({"schema": "2.0", "stages": {"fetch": {}, "train@sasrec-0": {}, "train@old-0": {}, "report": {}}}),
+        yaml.safe_dump(
+            {
+                "schema": "2.0",
+                "stages": {
+                    "fetch": {},
+                    "train@sasrec-0": {"params": {"params.yaml": {"quant.model": "sasrec", "seeds": [0]}}},
+                    "train@old-0": {"params": {"params.yaml": {"quant.model": "old"}}},
+                    "report": {},
+                },
+            }
+        ),
     )
     write_text("raw.txt", "1 1\n")
+    write_json("data/prepared/stats.json", read_json("data/prepared/stats.json") | {"sha256": sha256("raw.txt")})
     write_json("metrics/item_knn.json", dict.fromkeys(read_json("metrics/markov.json")))
     write_json("metrics/recent_popularity.json", dict.fromkeys(read_json("metrics/markov.json")))
     monkeypatch.setattr(command, "read_study", lambda: study)
@@ -75,6 +87,58 @@ def test_what_cannot_be_kept_whole_leaves_the_old_reference(kept: Path) -> None:
     with pytest.raises(FileNotFoundError):
         command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", notes=None))  # type: ignore[arg-type]
     assert {path: path.read_bytes() for path in kept.parent.rglob("*") if path.is_file()} == before
+
+
+def kept_anew(**options: Any) -> None:
+    given = {"name": "toy", "data": "raw.txt", "seconds": 3, "command": "dvc repro", "notes": None} | options
+    command.keep(Namespace(**given))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x", "-a"])
+def test_a_name_that_would_replace_another_folder_is_refused(kept: Path, name: str) -> None:
+    before = {path: path.read_bytes() for path in kept.parents[1].rglob("*") if path.is_file()}
+    for attempt in (lambda: kept_anew(name=name), lambda: command.merge(name, ["toy"]), lambda: command.check([name])):
+        with pytest.raises(UserError, match="is no name for a reference"):
+            attempt()
+    assert {path: path.read_bytes() for path in kept.parents[1].rglob("*") if path.is_file()} == before
+
+
+def test_what_was_not_made_from_this_file_or_these_parameters_is_not_kept(kept: Path) -> None:
+    before = kept.read_bytes()
+    write_text("other.txt", "1 2\n")
+    with pytest.raises(UserError, match="--data other.txt has sha256 .* but data/prepared is of"):
+        kept_anew(data="other.txt")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    write_text("params.yaml", yaml.safe_dump(params | {"quant": {"model": "gsasrec"}}))
+    with pytest.raises(UserError, match=r"quant.model is gsasrec, but train@sasrec-0 ran with sasrec \(dvc.lock\)"):
+        kept_anew()
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"configurations: [", "is not YAML in UTF-8"),
+        (b"published: \xe9", "is not YAML in UTF-8"),
+        (b"configurations: 5", "configurations must be a list, not 5"),
+        (b"- a", "write keys with values"),
+        (b"tried: []", "unknown key tried"),
+    ],
+)
+def test_notes_that_say_nothing_are_refused(kept: Path, content: bytes, said: str) -> None:
+    Path("notes.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"--notes notes.yaml.*{said}"):
+        kept_anew(notes="notes.yaml")
+    with pytest.raises(UserError, match="--notes nothing is not a file"):
+        kept_anew(notes="nothing")
+    Path("notes.yaml").write_bytes(b"")
+    kept_anew(notes="notes.yaml")
+    assert read_json(kept)["tried"] == {"count": 0, "configurations": [], "test_reads": 1}
+
+
+def test_what_is_no_kept_reference_is_not_merged(kept: Path) -> None:
+    with pytest.raises(UserError, match="metrics/lsq.json is not what `python -m stages.reference keep` writes"):
+        command.merge("grid", ["metrics/lsq.json"])
 
 
 def test_a_kept_reference_agrees_with_its_ranks(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:

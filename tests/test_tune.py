@@ -68,6 +68,12 @@ def test_other_experiments_and_lost_ones() -> None:
     ]
 
 
+def test_a_key_may_be_added_and_jobs_are_one_or_more() -> None:
+    assert tune.keys(["+quant.overrides.final=4,8", "train.lr=1e-3"]) == ["quant.overrides.final", "train.lr"]
+    with pytest.raises(UserError, match="--jobs must be 1 or more, not 0"):
+        tune.main(Study(models=("sasrec",), quantized=(), variants=("sasrec",), seeds=(0,)), "--jobs", "0")
+
+
 def test_a_target_without_metrics_has_no_result() -> None:
     (trial,) = tune.trials(SHOWN, ["veiny-kegs"], [], ["lsq"])
     assert (trial.scores, trial.failure) == ((None,), "no result")

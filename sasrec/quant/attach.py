@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sasrec.config import QuantParams
-from sasrec.mapping import from_mapping
+from sasrec.config import QuantParams, known_methods
+from sasrec.mapping import from_mapping, unknown
 from sasrec.models.events import Histories
 from sasrec.models.taps import Linear, Place, taps
 from sasrec.quant import overrides
@@ -41,7 +41,9 @@ class Method(Protocol):
 
 
 def load_method(name: str, options: Any) -> tuple[Any, Any]:
-    """The module of a method and its options from the section `methods.<name>`."""
+    """The module of a method and its options from the section `methods.<name>`. Raises UserError."""
+    if name not in (known := known_methods()):
+        raise unknown("method", name, known)
     module = importlib.import_module(f"sasrec.quant.{name}")
     return module, from_mapping(module.Options, options, f"methods.{name}")
 

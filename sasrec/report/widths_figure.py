@@ -126,8 +126,8 @@ def _models(axes: Axes, widths: Widths) -> None:
         # The last one has no room on its right, and the line that comes up to it on its left below.
         last = model.size == max(other.size for other in widths.models)
         axes.annotate(
-            name, (model.size, model.quality), (-6, 0) if last else (5, -5), textcoords="offset points", fontsize=8.5, color=INK,
-            va="bottom" if last else "top", ha="right" if last else "left",
+            name, (model.size, model.quality), (-6, 0) if last else (5, -5), textcoords="offset points", fontsize=8.5,
+            color=INK, va="bottom" if last else "top", ha="right" if last else "left",
         )  # fmt: skip
 
 
