@@ -1,9 +1,11 @@
 """Parquet files and JSON lines, read by pyarrow."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,21 @@ from sasrec.config import Columns
 from sasrec.data.categories import BadCategory
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found, find
-from sasrec.data.explain import bad_line, open_text, quote
+from sasrec.data.explain import PROBLEMS, bad_line, open_text, quote
 from sasrec.data.spool import CHUNK
 from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
 
 JSON_BLOCK = 32 << 20  # bytes; one line must fit
 BATCH = 1 << 18  # rows decoded at a time
+SEEN = 10_000  # lines of JSON whose values tell the types, if these are not the usual ones
+JSON_TYPES = {
+    "user": pa.string(),
+    "item": pa.string(),
+    "timestamp": pa.int64(),
+    "rating": pa.float64(),
+    "category": pa.string(),
+}
 KINDS = {list: "a list", str: "text", int: "a number", float: "a number", dict: "an object", bool: "a truth value"}
 
 
@@ -52,24 +62,25 @@ def read_jsonl(
 
     found, names = _keys(path, columns, own)
     wanted = {what: names[position] for what, position in found.present()}
-    kinds = {"timestamp": pa.int64(), "rating": pa.float64()}
+    optional = {what: getattr(columns, what) for what in ("timestamp", "rating", "category")}
+    # Objects need not have the same keys: what the first one lacks is looked for in all of them.
+    late = {what: name for what, name in optional.items() if what not in wanted and name is not None}
+    if "category" in late:  # which any object may lack
+        wanted["category"] = late.pop("category")
+    compression = "gzip" if path.name.lower().endswith(".gz") else None
+    size = pyarrow.json.ReadOptions(block_size=JSON_BLOCK)
     reason = ""
     # Ids may be written as numbers and times as fractions or text: the common case first, the types of the file then.
-    for schema in (pa.schema([(name, kinds.get(what, pa.string())) for what, name in wanted.items()]), None):
-        options = pyarrow.json.ParseOptions(
-            explicit_schema=schema, unexpected_field_behavior="ignore" if schema is not None else "infer"
-        )
-        compression = "gzip" if path.name.lower().endswith(".gz") else None
+    for lines in (0, SEEN, None):
+        types = _types(path, wanted | late, lines)
+        schema = pa.schema([(name, types[what]) for what, name in (wanted | late).items()])
+        # Not inferred: that takes text for times.
+        options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         try:
             with pa.input_stream(str(path), compression=compression) as stream:
-                size = pyarrow.json.ReadOptions(block_size=JSON_BLOCK)
-                if schema is not None:
-                    reader = pyarrow.json.open_json(stream, size, options)
-                    return _table(path, reader, wanted, "line", folder, category_separator)
-                # The types of a file are known when all of it was seen.
-                batches = pyarrow.json.read_json(stream, size, options).to_batches()
-                return _table(path, batches, wanted, "line", folder, category_separator)
-        except (pa.ArrowInvalid, KeyError) as error:
+                reader = pyarrow.json.open_json(stream, size, options)
+                return _table(path, reader, wanted, "line", folder, category_separator, late)
+        except pa.ArrowInvalid as error:
             reason = str(error)
         except OSError as error:
             if error.errno is not None:
@@ -77,7 +88,39 @@ def read_jsonl(
             reason = str(error)
         except _BadRow:
             break
-    raise _explain_jsonl(path, wanted, reason)
+    raise _explain_jsonl(path, wanted, late, reason)
+
+
+def _types(path: Path, wanted: Mapping[str, str], lines: int | None) -> dict[str, pa.DataType]:
+    """The type of each column by its first value in so many lines. None: in all lines, and every number may be a fraction."""
+    types: dict[str, pa.DataType] = {}
+    try:
+        with open_text(path) as file:
+            for line in itertools.islice(file, lines):
+                if len(types) == len(wanted):
+                    break
+                if not any(name in line for what, name in wanted.items() if what not in types):
+                    continue
+                values = json.loads(line)
+                for what, name in wanted.items():
+                    if what not in types and values.get(name) is not None:
+                        kind = pa.infer_type([values[name]])
+                        if not _hollow(kind):
+                            types[what] = kind
+    except (ValueError, EOFError, OverflowError, AttributeError):
+        pass  # the slow pass names the line
+    for what in ("user", "item"):
+        if what in types and not pa.types.is_integer(types[what]):
+            del types[what]
+    for what, kind in types.items():
+        if pa.types.is_integer(kind) and (what == "rating" or (lines is None and what in ("timestamp", "category"))):
+            types[what] = pa.float64()
+    return JSON_TYPES | types
+
+
+def _hollow(kind: pa.DataType) -> bool:
+    """Whether it is the type of null, or of lists without elements."""
+    return _hollow(kind.value_type) if pa.types.is_list(kind) else bool(pa.types.is_null(kind))
 
 
 class _BadRow(Exception):
@@ -91,8 +134,10 @@ def _table(
     unit: str,
     folder: Path | None,
     category_separator: str | None,
+    late: Mapping[str, str] = MappingProxyType({}),
 ) -> Table:
-    """The table of the columns `wanted`, named by what they hold; `unit`: what a row is called in messages."""
+    """The table of the columns `wanted`, named by what they hold; `unit`: what a row is called in messages. late: columns that
+    the first row lacks, so that every other has to lack them."""
     found = Collector(folder)
 
     def bad(what: str, row: int | None, problem: str) -> Exception:
@@ -102,6 +147,9 @@ def _table(
         return UserError(f"{path}{place}: the {what} {problem}; correct or remove the row and run again")
 
     for group in groups(batches, found.distinct):
+        for what, name in late.items():
+            if group.column(name).null_count < len(group):
+                raise bad(what, 0, "is missing")
         at = {what: group.column(name) for what, name in wanted.items()}
         for what in ("user", "item"):
             if at[what].null_count:
@@ -187,11 +235,10 @@ def _keys(path: Path, columns: Columns, own: bool) -> tuple[Found, list[str]]:
     raise UserError(f"{path} is empty: it has no interactions; give a file with at least one line of data")
 
 
-def _explain_jsonl(path: Path, wanted: Mapping[str, str], reason: str) -> UserError:
-    """The first line that is not an object with the wanted keys and kinds of values."""
-    from sasrec.data.explain import PROBLEMS
-
-    kinds: set[type] = set()
+def _explain_jsonl(path: Path, wanted: Mapping[str, str], late: Mapping[str, str], reason: str) -> UserError:
+    """The first line that is not an object with the wanted keys and kinds of values. late: keys that the first object lacks."""
+    kinds: dict[str, str] = {}
+    first: tuple[int, str] | None = None
     try:
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
@@ -203,24 +250,33 @@ def _explain_jsonl(path: Path, wanted: Mapping[str, str], reason: str) -> UserEr
                     return bad_line(path, number, f"not JSON ({error})", line)
                 if not isinstance(values, dict):
                     return bad_line(path, number, "not a JSON object", line)
+                first = first or (number, line)
+                for name in late.values():
+                    if values.get(name) is not None:
+                        return bad_line(path, first[0], f"'{name}' is missing, but line {number} has it", first[1])
                 for what, name in wanted.items():
-                    value = values.get(name)
-                    if what == "category":
-                        if value is not None and value != []:
-                            kind = type(value)
-                            if kinds and kind not in kinds:
-                                return bad_line(
-                                    path, number, f"'{name}' is {KINDS.get(kind, 'a value')}, unlike those before", line
-                                )
-                            kinds.add(kind)
-                        continue
-                    if value is None or isinstance(value, bool | list | dict):
-                        return bad_line(path, number, f"'{name}' is missing or is not a single value", line)
-                    if problem := PROBLEMS[what](str(value)):
-                        return bad_line(path, number, problem.format(what=what), line)
+                    if problem := _value_problem(what, name, values.get(name), kinds):
+                        return bad_line(path, number, problem, line)
     except EOFError:
         return UserError(f"{path} is not a whole gzip file; get it again")
     return UserError(f"{path} cannot be read: {' '.join(reason.split())[:300]}")
+
+
+def _value_problem(what: str, name: str, value: Any, kinds: dict[str, str]) -> str | None:
+    """What is wrong with a value; `kinds`: of the first value of each column so far, added to."""
+    if what == "category":
+        if value is None or value == []:
+            return None
+    elif value is None or isinstance(value, bool | list | dict):
+        return f"'{name}' is missing or is not a single value"
+    elif problem := PROBLEMS[what](str(value)):
+        return problem.format(what=what)
+    elif what in ("user", "item") and isinstance(value, float):
+        return f"'{name}' is a fraction; write ids as text or integers"
+    kind = KINDS.get(type(value), "a value")
+    if kinds.setdefault(what, kind) != kind:
+        return f"'{name}' is {kind}, unlike those before"
+    return None
 
 
 def amazon_2023(columns: Columns) -> Columns:

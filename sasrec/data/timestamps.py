@@ -67,6 +67,7 @@ def _from_strings(column: pa.ChunkedArray) -> Array:
         pa.timestamp("us"),
         pa.timestamp("us", tz="UTC"),
         pa.timestamp("ns"),
+        pa.timestamp("ns", tz="UTC"),
     ):
         try:
             return to_integers(column.cast(kind))

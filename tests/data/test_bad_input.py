@@ -18,6 +18,9 @@ Refused = Callable[..., str]
 EVERYTHING = {"min_user": 1, "min_item": 1, "candidates": 2}
 GOOD = "".join(f"{user}::{item}::4::97830{user}76{item}\n" for user in range(1, 4) for item in range(1, 5))
 
+TIMED = '{"user": "u", "item": "i", "timestamp": 5}\n'
+RATED = '{"user": 1, "item": "i", "rating": 5}\n'
+
 
 def ml(path: str | Path, **more: Any) -> dict[str, Any]:
     return {"dataset": {"name": "ml-1m", "path": str(path), **more}, "prepare": EVERYTHING}
@@ -94,6 +97,12 @@ def test_named_column_that_is_not_there(refused: Refused, project: Path) -> None
         ('{"user": "u", "item": "i"}\n{"user": "u"}\n', ("line 2", "'item' is missing")),
         ('{"user": "u", "item": "i", "rating": 1}\n{"user": "u", "item": "i", "rating": "x"}\n', ("line 2", "rating")),
         ('{"user": "u"}\n', ("no column 'item'",)),
+        ('\n{"user": "u", "item": "i"}\n' + TIMED, ("line 2", "'timestamp' is missing, but line 3 has it")),
+        ('{"user": 1, "item": "i"}\n' + RATED, ("line 1", "'rating' is missing, but line 2 has it")),
+        (TIMED + '{"user": "u", "item": "i"}\n', ("line 2", "'timestamp' is missing")),
+        ('{"user": 1, "item": "i"}\n{"user": "u", "item": "i"}\n', ("line 2", "'user' is text, unlike those before")),
+        ('{"user": 1, "item": 2}\n{"user": 2, "item": 2.5}\n', ("line 2", "'item' is a fraction")),
+        (TIMED + TIMED.replace("5", '"5"'), ("line 2", "'timestamp' is text, unlike those before")),
         ("[1]\n", ("line 1", "not a JSON object")),
         ("user,item\n", ("line 1", "not JSON")),
         ("\n", ("is empty",)),

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sasrec.config import Columns, DatasetParams
-from sasrec.data import titles
+from sasrec.data import columnar, titles
 from sasrec.data.readers import READERS
 from sasrec.data.table import Table, in_order_of_appearance
 from sasrec.errors import UserError
@@ -137,6 +137,7 @@ def test_gzip(tmp_path: Path, given_as: str | None) -> None:
         (["2020-01-01", "2020-01-02"], [1577836800000000, 1577923200000000]),
         (["2020-01-01 00:00:01", "2020-01-01T00:00:02"], [1577836801000000, 1577836802000000]),
         (["2020-01-01T00:00:01Z"], [1577836801000000]),
+        (["2020-01-01T00:00:01.000000001Z"], [1577836801000000001]),
         (["-3", "+4"], [-3, 4]),
     ],
 )
@@ -199,3 +200,30 @@ def test_titles_and_genres(tmp_path: Path) -> None:
     (tmp_path / "movies.dat").write_text("1::A::x\n2;B\n")
     with pytest.raises(UserError, match="line 2"):
         titles.read(tmp_path, ["movies.dat"])
+
+
+@pytest.mark.parametrize("user", ['"u"', "1"])
+def test_jsonl_ids_that_look_like_times_stay_text(tmp_path: Path, user: str) -> None:
+    path = tmp_path / "a.jsonl"
+    items = ["2020-01-01", "2020-01-01 00:00:00", "2020-01-01T00:00:00Z", "2020-01-02"]
+    path.write_text("".join(f'{{"user": {user}, "item": "{item}", "timestamp": "{item}"}}\n' for item in items[::3]))
+    assert read(path, "jsonl").item_ids == items[::3]
+    path.write_text("".join(f'{{"user": {user}, "item": "{item}"}}\n' for item in items))
+    assert read(path, "jsonl").item_ids == items
+
+
+def test_jsonl_keys_that_are_not_wanted_may_hold_anything(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"user": 1, "item": "a", "meta": 1}\n{"user": 2, "item": "b", "meta": "x"}\n')
+    assert as_rows(read(path, "jsonl")) == [("1", "a", None, None), ("2", "b", None, None)]
+
+
+def test_jsonl_category_that_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "SEEN", 2)
+    path = tmp_path / "a.jsonl"
+    first = '{"user": 1, "item": "a"}\n{"user": 1, "item": "a", "category": []}\n{"user": 1, "item": "a", "category": null}\n'
+    path.write_text(first + '{"user": 1, "item": "a", "category": [["x"]]}\n')
+    assert read(path, "jsonl").categories == {"a": ("x",)}
+    first = first.replace("[]", "null")
+    path.write_text(first + '{"user": 1, "item": "a", "category": 1}\n{"user": 1, "item": "b", "category": 1.5}\n')
+    assert read(path, "jsonl").categories == {"a": ("1",), "b": ("1.5",)}
