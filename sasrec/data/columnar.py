@@ -15,7 +15,7 @@ from sasrec.config import Columns
 from sasrec.data.categories import BadCategory
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found, find
-from sasrec.data.explain import PROBLEMS, bad_line, open_text, quote
+from sasrec.data.explain import LARGEST, PROBLEMS, bad_line, open_text, quote, time_kind
 from sasrec.data.spool import CHUNK
 from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
@@ -198,6 +198,8 @@ def _ratings(column: pa.ChunkedArray, begin: int, bad: Callable[[str, int | None
         raise bad("rating", None, f"is not a number ({error})") from None
     if not np.isfinite(values).all():
         raise bad("rating", _first(~np.isfinite(values), begin), "is missing or not a finite number")
+    if (large := np.abs(values) > LARGEST).any():
+        raise bad("rating", _first(large, begin), "is too large, beyond 3.4e38")
     return values.astype(np.float32)
 
 
@@ -274,6 +276,8 @@ def _value_problem(what: str, name: str, value: Any, kinds: dict[str, str]) -> s
     elif what in ("user", "item") and isinstance(value, float):
         return f"'{name}' is a fraction; write ids as text or integers"
     kind = KINDS.get(type(value), "a value")
+    if what == "timestamp" and isinstance(value, str):
+        kind = f"{time_kind(value)} as text"
     if kinds.setdefault(what, kind) != kind:
         return f"'{name}' is {kind}, unlike those before"
     return None

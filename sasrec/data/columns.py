@@ -1,7 +1,7 @@
 """Which columns of the user's own file hold what."""
 
 import csv
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sasrec.config import Columns
@@ -32,8 +32,12 @@ def find(columns: Columns, names: list[str], path: Path, own: bool = True) -> Fo
 
     `own`: whether the names are the user's, from dataset.columns, or belong to a known format.
     """
-    if columns.user == columns.item:
-        raise UserError(f"params.yaml: dataset.columns.user and dataset.columns.item are both '{columns.user}'")
+    uses: dict[str | None, str] = {}
+    for what, name in asdict(columns).items():
+        if name is not None and name in uses:
+            advice = "name another column" if what == "item" else "name another column, or set the latter to null"
+            raise UserError(f"params.yaml: dataset.columns.{uses[name]} and dataset.columns.{what} are both '{name}'; {advice}")
+        uses[name] = what
     stripped = [name.strip() for name in names]
     defaults = Columns()
     places: dict[str, int | None] = {}
@@ -60,10 +64,13 @@ def header(path: Path, columns: Columns, separator: str | None) -> tuple[str, li
     """Separator and column names of a delimited file; the separator is found from the ending and the header if None."""
     with open_text(path) as file:
         line = file.readline(1 << 20)
+        filled = bool(line.strip()) or any(other.strip() for other in file)
     if "\0" in line or any("\udc80" <= letter <= "\udcff" for letter in line):
         raise UserError(f"{path}, line 1: not UTF-8 text; save the file as UTF-8")
-    if not line.strip():
+    if not filled:
         raise UserError(f"{path} is empty: it has no header line; give a file whose first line names the columns")
+    if not line.strip():
+        raise UserError(f"{path}, line 1: blank; it has to name the columns; remove the blank lines before the header")
 
     def split(by: str) -> list[str]:
         return next(csv.reader([line.rstrip("\r\n")], delimiter=by))

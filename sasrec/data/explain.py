@@ -13,6 +13,9 @@ from sasrec.errors import UserError
 
 SHOWN = 80  # characters of a bad line that are quoted
 
+LARGEST = 3.4028235e38  # of a float32, as which ratings are stored
+TOO_LARGE = "the {what} is too large, beyond 3.4e38"
+
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
@@ -64,15 +67,25 @@ def number_problem(value: str) -> str | None:
         return "the {what} is missing" if not value.strip() else "the {what} is not a number"
 
 
+def rating_problem(value: str) -> str | None:
+    return number_problem(value) or (TOO_LARGE if abs(float(value)) > LARGEST else None)
+
+
 def time_problem(value: str) -> str | None:
     return None if is_time(value) else number_problem(value) or "the {what} is not a time"
+
+
+def time_kind(value: str) -> str:
+    """Of a time, as text: those of one column must be of one kind."""
+    date = DATE.fullmatch(value)
+    return "a number" if date is None else "a date with a zone" if date[4] else "a date without a zone"
 
 
 PROBLEMS: dict[str, Callable[[str], str | None]] = {
     "user": id_problem,
     "item": id_problem,
     "timestamp": time_problem,
-    "rating": number_problem,
+    "rating": rating_problem,
 }
 
 
@@ -85,7 +98,7 @@ def explain(
     `reason`: what the fast reader said, given when no line is found at fault.
     """
     count = 0
-    dates: bool | None = None
+    kind: str | None = None
     shown = {"\t": "tabs"}.get(separator, f"separators '{separator}'")
     try:
         for number, values, line in rows(path, separator, quoted):
@@ -98,10 +111,9 @@ def explain(
             for what, position in columns:
                 problem = PROBLEMS[what](values[position])
                 if what == "timestamp" and problem is None:
-                    is_date = DATE.fullmatch(values[position]) is not None
-                    if dates is not None and is_date != dates:
-                        problem = "the {what} is " + ("a date" if is_date else "a number") + ", unlike those before"
-                    dates = is_date
+                    kind = kind or time_kind(values[position])
+                    if (own := time_kind(values[position])) != kind:
+                        problem = f"the {{what}} is {own}, unlike those before"
                 if problem:
                     return bad_line(path, number, problem.format(what=what), line)
             if id_problem(line.replace(separator, "")) == "not UTF-8 text":

@@ -19,6 +19,7 @@ EVERYTHING = {"min_user": 1, "min_item": 1, "candidates": 2}
 GOOD = "".join(f"{user}::{item}::4::97830{user}76{item}\n" for user in range(1, 4) for item in range(1, 5))
 
 TIMED = '{"user": "u", "item": "i", "timestamp": 5}\n'
+ZONED = TIMED.replace("5", '"2020-01-01T00:00:00Z"')
 RATED = '{"user": 1, "item": "i", "rating": 5}\n'
 
 
@@ -69,6 +70,10 @@ def test_ratings_dat(refused: Refused, project: Path, text: str, words: tuple[st
         ("user,item,timestamp\nu,i,2020-13-45\n", ("line 2", "timestamp is not a number")),
         ("user,item,timestamp\nu,i,1_000\n", ("line 2", "timestamp is not a number")),
         ("user,item\nu,i\n".encode("utf-16"), ("line 1", "not UTF-8")),
+        ("user,item,timestamp\nu,i,2020-01-01\nu,i,2020-01-01T00:00Z\n", ("line 3", "is a date with a zone, unlike")),
+        ("user,item,rating\nu,i,1\nu,i,1e39\n", ("line 3", "rating is too large, beyond 3.4e38")),
+        ("\n\nuser,item\nu,i\n", ("line 1: blank", "remove the blank lines")),
+        ("\n\n", ("is empty",)),
         ("user,item,timestamp\nu,i,inf\n", ("line 2", "timestamp is not a finite number")),
     ],
 )
@@ -91,6 +96,20 @@ def test_named_column_that_is_not_there(refused: Refused, project: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"timestamp": "user"}, ("columns.user and dataset.columns.timestamp are both 'user'", "set the latter to null")),
+        ({"item": "rating"}, ("columns.item and dataset.columns.rating are both 'rating'", "set the latter to null")),
+        ({"item": "user"}, ("columns.user and dataset.columns.item are both 'user'", "name another column")),
+    ],
+)
+def test_one_column_for_two_things(refused: Refused, project: Path, named: dict[str, str], words: tuple[str, ...]) -> None:
+    (project / "mine.csv").write_text("user,item,rating\n007,a,1\n7,b,2\n")
+    message = refused(**own("mine.csv", columns=named))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"user": "u", "item": "i"}\n{"user": "u", "it', ("line 2", "not JSON")),
@@ -102,7 +121,9 @@ def test_named_column_that_is_not_there(refused: Refused, project: Path) -> None
         (TIMED + '{"user": "u", "item": "i"}\n', ("line 2", "'timestamp' is missing")),
         ('{"user": 1, "item": "i"}\n{"user": "u", "item": "i"}\n', ("line 2", "'user' is text, unlike those before")),
         ('{"user": 1, "item": 2}\n{"user": 2, "item": 2.5}\n', ("line 2", "'item' is a fraction")),
-        (TIMED + TIMED.replace("5", '"5"'), ("line 2", "'timestamp' is text, unlike those before")),
+        (RATED + RATED.replace("5", "-1e39"), ("line 2", "rating is too large, beyond 3.4e38")),
+        (ZONED + ZONED.replace("Z", ""), ("line 2", "'timestamp' is a date without a zone as text, unlike those before")),
+        (TIMED + TIMED.replace("5", '"5"'), ("line 2", "'timestamp' is a number as text, unlike those before")),
         ("[1]\n", ("line 1", "not a JSON object")),
         ("user,item\n", ("line 1", "not JSON")),
         ("\n", ("is empty",)),
@@ -124,6 +145,7 @@ def test_parquet(refused: Refused, project: Path) -> None:
         ({"user": ["a", "b"], "item": ["b", ""]}, "row 2: the item id is empty"),
         ({"user": ["a", "b"], "item": ["b", "c"], "rating": [1.0, None]}, "row 2: the rating is missing"),
         ({"user": ["a", "b"], "item": ["b", "c"], "timestamp": [1, None]}, "row 2: the timestamp is missing"),
+        ({"user": ["a", "b"], "item": ["b", "c"], "rating": [1.0, 1e39]}, "row 2: the rating is too large, beyond 3.4e38"),
         ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "rating is not a number"),
         ({"user": [1.5], "item": ["b"]}, "user ids are fractions"),
         ({"user": pa.array([], pa.string()), "item": pa.array([], pa.string())}, "is empty"),
