@@ -53,7 +53,10 @@ def fetch(params: DatasetParams, simulated: SampleParams, raw: Path, downloads: 
 
 
 def _finish(folder: Path, source: Source) -> Source:
-    write_json(folder / "source.json", asdict(source))
+    note = folder / "source.json"
+    if note.exists():
+        raise UserError(f"{source.original}: a data file cannot be called source.json, as the note beside it is; rename it")
+    write_json(note, asdict(source))
     return source
 
 

@@ -3,13 +3,14 @@
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from sasrec.config import DatasetParams, PrepareParams
 from sasrec.data.arrays import save_array, save_parts
 from sasrec.data.candidates import Unseen
+from sasrec.data.explain import quote
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
 from sasrec.data.sequences import joined, training_counts
@@ -19,6 +20,9 @@ from sasrec.data.spool import CHUNK, Array, Column
 from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, write_json
+
+LONGEST = 131_072  # characters in a field that Python's csv reads
+WRITTEN = {"original": "an id", "title": "a title", "categories": "an item with categories"}
 
 
 def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: Path) -> dict[str, Any]:
@@ -143,8 +147,25 @@ def _write_ids(folder: Path, table: Table, interactions: Interactions) -> None:
     _write_csv(folder / "users.csv", ("id", "original"), enumerate(users, 1))
 
 
+class _Lines:
+    """Ends lines with a line feed. The writer is told otherwise, as it quotes no carriage return that ends no line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file), lineterminator="\r\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        for row in rows:
+            for name, value in zip(header[1:], row[1:], strict=True):
+                if len(value) > LONGEST:
+                    raise UserError(
+                        f"{path.name}: {WRITTEN[name]} of {len(value)} characters, beyond the {LONGEST} that can be read back: "
+                        f"{quote(value)}; shorten it in the data file, or close the quote that it begins after"
+                    )
+            writer.writerow(row)

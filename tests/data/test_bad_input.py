@@ -228,6 +228,19 @@ def test_archives(refused: Refused, project: Path) -> None:
         assert "archives of this kind" in refused(**own(name))
 
 
+def test_a_file_with_the_name_of_the_note(refused: Refused, project: Path) -> None:
+    (project / "source.json").write_text('{"user": "u", "item": "i"}\n')
+    assert "source.json: a data file cannot be called source.json" in refused(**own("source.json", format="jsonl"))
+    (project / "a.zip").write_bytes(archive({"source.json": '{"user": "u", "item": "i"}\n'}))
+    assert "a.zip: a data file cannot be called source.json" in refused(**own("a.zip", format="jsonl"))
+
+
+def test_an_id_that_could_not_be_read_back(refused: Refused, project: Path) -> None:
+    for user, item in (("u", "i" * 140_000), ("u" * 140_000, "i")):
+        (project / "mine.csv").write_text(f"user,item\n{user},{item}\n{user},b\n{user},c\n")
+        assert "an id of 140000 characters, beyond the 131072" in refused(**own("mine.csv"))
+
+
 def test_gzip(refused: Refused, project: Path) -> None:
     path = project / "a.csv.gz"
     whole = gzip.compress(os.urandom(5000).hex().encode())

@@ -65,6 +65,15 @@ def test_store(prepared: Path) -> None:
     assert store.stats["sha256"] == hashlib.sha256((prepared.parents[1] / "events.csv").read_bytes()).hexdigest()
 
 
+def test_ids_with_line_ends_are_read_back(stage: Callable[..., None], project: Path) -> None:
+    ids = ["a\rb", "a\nb", "a\r\n", "\r"]
+    objects = [{"user": "u", "item": item, "category": ["x\ry"]} for item in ids]
+    (project / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in objects))
+    for name in ("fetch", "prepare"):
+        stage(name, dataset={"name": "file", "path": "events.jsonl"}, prepare=ALL)
+    assert read_catalogue(project / "data" / "prepared") == [(item, "", ("x\ry",)) for item in ids]
+
+
 def test_the_same_input_gives_the_same_bytes(stage: Callable[..., None], project: Path) -> None:
     sections = {"dataset": {"name": "sample"}, "sample": {"users": 60, "items": 40}, "prepare": {"candidates": 10}}
     contents = []
