@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.csv
 from sasrec.data.categories import BadCategory
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found
-from sasrec.data.explain import bad_line, explain, quote, rows
+from sasrec.data.explain import bad_line, explain, find_swallowed, quote, rows
 from sasrec.data.spool import CHUNK
 from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
@@ -50,31 +51,59 @@ def read(path: Path, layout: Layout, folder: Path | None = None) -> Table:
         if error.errno is not None:
             raise
         reason = str(error)
-    checks = [(what, position) for what, position in layout.columns.present() if what != "category"]
-    raise explain(path, layout.separator, layout.quoted, layout.header, layout.fields, checks, reason)
+    raise explain(path, layout.separator, layout.quoted, layout.header, layout.fields, _checked(layout), reason)
 
 
-def _open(path: Path, layout: Layout, timestamps: pa.DataType) -> pa.csv.CSVStreamingReader:
+def _checked(layout: Layout) -> list[tuple[str, int]]:
+    """(what, position) of the columns whose values have to be of a kind."""
+    return [(what, position) for what, position in layout.columns.present() if what != "category"]
+
+
+class _Lines:
+    """A file whose lines are counted as they are read, but for blank ones; `pyarrow` takes it for a file."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.count, self.at_end = file, 0, True
+
+    def read(self, size: int = -1) -> bytes:
+        block: bytes = self.file.read(size)
+        letters = np.frombuffer(block, np.uint8)
+        end = (letters == ord("\n")) | (letters == ord("\r"))
+        if len(end):
+            self.count += int(np.count_nonzero(end[:-1] & ~end[1:])) + int(self.at_end and not end[0])
+            self.at_end = bool(end[-1])
+        return block
+
+    def close(self) -> None:
+        self.closed = True
+        self.file.close()
+
+
+def _open(path: Path, layout: Layout, timestamps: pa.DataType) -> tuple[pa.csv.CSVStreamingReader, _Lines | None]:
+    """The reader, and the lines that it takes its rows from where these may differ in number."""
     # `::` is read as `:` with empty columns between, which the null type insists on.
     step = len(layout.separator)
     names = [f"f{i // step}" if i % step == 0 else f"gap{i // step}" for i in range(step * (layout.fields - 1) + 1)]
     kinds = {"user": IDS, "item": IDS, "timestamp": timestamps, "rating": pa.float32(), "category": IDS}
     types = {f"f{position}": kinds[what] for what, position in layout.columns.present()}
     types |= {name: pa.null() for name in names if name.startswith("gap")}
-    source: object = str(path)
-    if path.name.lower().endswith(".gz"):
-        source = pa.input_stream(str(path), compression="gzip")
-    return pa.csv.open_csv(
-        source,
+    compression = "gzip" if path.name.lower().endswith(".gz") else None
+    source = pa.input_stream(str(path), compression=compression)
+    lines = _Lines(source) if layout.quoted and _has_quotes(path) else None
+    reader = pa.csv.open_csv(
+        lines or source,
         read_options=pa.csv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=BLOCK),
         parse_options=pa.csv.ParseOptions(
             delimiter=layout.separator[0],
             quote_char='"' if layout.quoted else False,
-            newlines_in_values=layout.quoted and _has_quotes(path),
+            newlines_in_values=lines is not None,
         ),
         # Only emptiness is null, and never for ids: somebody is called NA.
         convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""]),
     )
+    return reader, lines
 
 
 def _has_quotes(path: Path) -> bool:
@@ -88,7 +117,8 @@ def _has_quotes(path: Path) -> bool:
 def _table(path: Path, layout: Layout, timestamps: pa.DataType, folder: Path | None) -> Table:
     """Raises ValueError where the slow pass will find the line."""
     found = Collector(folder)
-    with _open(path, layout, timestamps) as batches:
+    reader, lines = _open(path, layout, timestamps)
+    with reader as batches:
         for group in groups(batches, found.distinct):
             at = {what: group.column(f"f{position}") for what, position in layout.columns.present()}
             ratings = None
@@ -101,6 +131,9 @@ def _table(path: Path, layout: Layout, timestamps: pa.DataType, folder: Path | N
             found.add(at["user"], at["item"], at.get("timestamp"), ratings, at.get("category"))
     if not len(found):
         raise ValueError("no interactions")
+    spanned = lines is not None and lines.count != len(found) + layout.header
+    if spanned and (error := find_swallowed(path, layout.separator, _checked(layout))) is not None:
+        raise error
     table = found.table(layout.category_separator)
     if "" in table.user_ids or "" in table.item_ids:
         raise ValueError("an id is empty")

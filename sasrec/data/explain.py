@@ -3,6 +3,7 @@
 import csv
 import gzip
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from sasrec.errors import UserError
 
 SHOWN = 80  # characters of a bad line that are quoted
 
+LONGEST = 1 << 24  # characters of a field: more than pyarrow reads, so that nothing it reads is refused here
+SWALLOWED = "a quote at the start of a field is closed only lines later, with whole rows between; close it, or write it twice"
 LARGEST = 3.4028235e38  # of a float32, as which ratings are stored
 TOO_LARGE = "the {what} is too large, beyond 3.4e38"
 
@@ -39,12 +42,16 @@ def rows(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, list[s
     """Line number (from 1), fields, and the line, for every line that is not blank."""
     with open_text(path) as file:
         if quoted:
+            csv.field_size_limit(LONGEST)
             reader = csv.reader(file, delimiter=separator)
             start = 1
-            for fields in reader:
-                if fields:
-                    yield start, fields, separator.join(fields)
-                start = reader.line_num + 1
+            try:
+                for fields in reader:
+                    if fields:
+                        yield start, fields, separator.join(fields)
+                    start = reader.line_num + 1
+            except csv.Error as error:
+                raise csv.Error(f"from line {start}: {error}") from None
         else:
             for number, line in enumerate(file, 1):
                 line = line.rstrip("\r\n")
@@ -89,6 +96,34 @@ PROBLEMS: dict[str, Callable[[str], str | None]] = {
 }
 
 
+def swallows(fields: Sequence[str], separator: str, columns: Sequence[tuple[str, int]]) -> bool:
+    """Whether a quoted field holds line ends and every line of it, with its neighbours, is a whole row that could be read:
+    then the quote that it begins with was meant as a letter."""
+    for position, field in enumerate(fields):
+        after = fields[position + 1 :]
+        if "\n" in field or "\r" in field:
+            first, *others = re.split(r"[\r\n]+", field if after else field.rstrip("\r\n"))
+            if not others:
+                return False
+            others[-1] = separator.join([others[-1], *after])
+            lines = ([*fields[:position], *first.split(separator)], *(line.split(separator) for line in others))
+            return all(len(line) == len(fields) and _readable(line, columns) for line in lines)
+    return False
+
+
+def _readable(values: Sequence[str], columns: Sequence[tuple[str, int]]) -> bool:
+    """Whether these are values of a row. In prose a space follows a comma, so ids are not to begin with one."""
+    return all(PROBLEMS[what](values[at]) is None and not values[at].startswith(" ") for what, at in columns)
+
+
+def find_swallowed(path: Path, separator: str, columns: Sequence[tuple[str, int]]) -> UserError | None:
+    """The error for the first row with others in a quoted field, or None."""
+    for number, values, line in rows(path, separator, True):
+        if swallows(values, separator, columns):
+            return bad_line(path, number, SWALLOWED, line)
+    return None
+
+
 def explain(
     path: Path, separator: str, quoted: bool, header: bool, fields: int, columns: Sequence[tuple[str, int]], reason: str
 ) -> UserError:
@@ -106,6 +141,8 @@ def explain(
                 header = False
                 continue
             count += 1
+            if quoted and swallows(values, separator, columns):
+                return bad_line(path, number, SWALLOWED, line)
             if len(values) != fields:
                 return bad_line(path, number, f"expected {fields} fields between {shown}, found {len(values)}", line)
             for what, position in columns:

@@ -83,6 +83,25 @@ def test_own_csv(refused: Refused, project: Path, text: str | bytes, words: tupl
     assert "mine.csv" in message and all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("size", [1, 200_000])  # the second is more than pyarrow takes at once
+@pytest.mark.parametrize(
+    ("header", "opened", "row", "shut"),
+    [
+        ("user\titem\ttimestamp\ttitle", 'u\tc\t3\t"open', "v\td\t4\tthe title", 'u\tg\t7\tshut"'),
+        ("user\ttitle\titem", 'u\t"open\ta', "v\tthe title, which is long\tb", 'u\tshut"\tc'),
+        ("user,item,title", 'u,a,"open', "v,b,the title of it all", 'u,c,"Shut"'),
+        ("user,item,title", 'u,a,"open', "v,b,the title of it all", "u,c,never"),
+    ],
+)
+def test_quote_that_is_not_closed(
+    refused: Refused, project: Path, header: str, opened: str, row: str, shut: str, size: int
+) -> None:
+    text = "\n".join([header, row, row.replace("title", '"Best" title'), opened, *[row] * size, shut, row, ""])
+    (project / "mine.tsv.gz").write_bytes(gzip.compress(text.encode(), 1))
+    message = refused(**own("mine.tsv.gz"))
+    assert "mine.tsv.gz, line 4: a quote at the start of a field is closed only lines later" in message
+
+
 def test_separators(refused: Refused, project: Path) -> None:
     (project / "mine.csv").write_text("user;item\nu;i\n")
     assert "found 'user;item'" in refused(**own("mine.csv", separator=","))

@@ -111,6 +111,16 @@ def test_windows_csv_with_bom_crlf_and_extra_columns(tmp_path: Path) -> None:
     assert as_rows(table) == [("u-1", "ü", None, 20), ("u-2", "ü", None, 10)]
 
 
+@pytest.mark.parametrize(
+    "text", ["one\ntwo", "one\n\nu,i\n", "nice\ncheap, fast, good", "one, two\nu,i", "u,i,t\r\n u,i,t", "\n"]
+)
+def test_quoted_text_with_line_ends(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    for name, line in (("user,item,text", "u,i,{}\n"), ("text,user,item", "{},u,i\n"), ("user,text,item", "u,{},i\n")):
+        path.write_text(f"{name}\n\n" + line.format(f'"{text}"') * 3 + line.format("none"), newline="")
+        assert as_rows(read(path, "table")) == [("u", "i", None, None)] * 4
+
+
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 def test_separator_is_found(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "a.txt"
