@@ -30,7 +30,8 @@ JSON_TYPES = {
     "rating": pa.float64(),
     "category": pa.string(),
 }
-KINDS = {list: "a list", str: "text", int: "a number", float: "a number", dict: "an object", bool: "a truth value"}
+MIXED = " of different kinds of values"
+KINDS = {str: "text", int: "a number", float: "a number", dict: "an object", bool: "a truth value"}
 
 
 def read_parquet(path: Path, columns: Columns, folder: Path | None = None, category_separator: str | None = None) -> Table:
@@ -94,33 +95,40 @@ def read_jsonl(
 def _types(path: Path, wanted: Mapping[str, str], lines: int | None) -> dict[str, pa.DataType]:
     """The type of each column by its first value in so many lines. None: in all lines, and every number may be a fraction."""
     types: dict[str, pa.DataType] = {}
+    empty: dict[str, pa.DataType] = {}  # of lists that have had no elements so far
     try:
         with open_text(path) as file:
             for line in itertools.islice(file, lines):
                 if len(types) == len(wanted):
                     break
-                if not any(name in line for what, name in wanted.items() if what not in types):
+                # Parsed only where it may tell: a key that no line has would cost the whole file. Escaped keys are found, too.
+                if "\\" not in line and not any(name in line for what, name in wanted.items() if what not in types):
                     continue
                 values = json.loads(line)
                 for what, name in wanted.items():
                     if what not in types and values.get(name) is not None:
                         kind = pa.infer_type([values[name]])
-                        if not _hollow(kind):
+                        empty[what] = _typed(kind, pa.types.is_null, pa.string())
+                        if empty[what] == kind:
                             types[what] = kind
     except (ValueError, EOFError, OverflowError, AttributeError):
         pass  # the slow pass names the line
-    for what in ("user", "item"):
-        if what in types and not pa.types.is_integer(types[what]):
-            del types[what]
+    types = empty | types
     for what, kind in types.items():
-        if pa.types.is_integer(kind) and (what == "rating" or (lines is None and what in ("timestamp", "category"))):
-            types[what] = pa.float64()
+        if what != "category" and pa.types.is_nested(kind):
+            types[what] = JSON_TYPES[what]
+        elif what in ("user", "item"):
+            types[what] = kind if pa.types.is_integer(kind) else pa.string()
+        elif what == "rating" or lines is None:
+            types[what] = _typed(kind, pa.types.is_integer, pa.float64())
     return JSON_TYPES | types
 
 
-def _hollow(kind: pa.DataType) -> bool:
-    """Whether it is the type of null, or of lists without elements."""
-    return _hollow(kind.value_type) if pa.types.is_list(kind) else bool(pa.types.is_null(kind))
+def _typed(kind: pa.DataType, is_old: Callable[[pa.DataType], bool], new: pa.DataType) -> pa.DataType:
+    """The type with another one in place of those that `is_old` names, which may be that of a list's elements."""
+    if pa.types.is_list(kind):
+        return pa.list_(_typed(kind.value_type, is_old, new))
+    return new if is_old(kind) else kind
 
 
 class _BadRow(Exception):
@@ -267,7 +275,7 @@ def _explain_jsonl(path: Path, wanted: Mapping[str, str], late: Mapping[str, str
 def _value_problem(what: str, name: str, value: Any, kinds: dict[str, str]) -> str | None:
     """What is wrong with a value; `kinds`: of the first value of each column so far, added to."""
     if what == "category":
-        if value is None or value == []:
+        if value is None or not _kind(value):
             return None
     elif value is None or isinstance(value, bool | list | dict):
         return f"'{name}' is missing or is not a single value"
@@ -275,12 +283,24 @@ def _value_problem(what: str, name: str, value: Any, kinds: dict[str, str]) -> s
         return problem.format(what=what)
     elif what in ("user", "item") and isinstance(value, float):
         return f"'{name}' is a fraction; write ids as text or integers"
-    kind = KINDS.get(type(value), "a value")
+    elif what in ("user", "item") and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"'{name}' is too large a number; write ids as text"
+    kind = _kind(value)
+    if kind.endswith(MIXED):
+        return f"'{name}' is {kind}"
     if what == "timestamp" and isinstance(value, str):
         kind = f"{time_kind(value)} as text"
     if kinds.setdefault(what, kind) != kind:
         return f"'{name}' is {kind}, unlike those before"
     return None
+
+
+def _kind(value: Any) -> str:
+    """What to call a value; nothing for a list without elements, which fits any."""
+    if not isinstance(value, list):
+        return KINDS.get(type(value), "a value")
+    inner = {kind for element in value if element is not None and (kind := _kind(element))}
+    return "a list" + (f" with {inner.pop()}" if len(inner) == 1 else MIXED) if inner else ""
 
 
 def amazon_2023(columns: Columns) -> Columns:

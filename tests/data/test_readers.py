@@ -228,12 +228,22 @@ def test_jsonl_keys_that_are_not_wanted_may_hold_anything(tmp_path: Path) -> Non
     assert as_rows(read(path, "jsonl")) == [("1", "a", None, None), ("2", "b", None, None)]
 
 
+def test_jsonl_with_escaped_keys(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"caf\\u00e9": 1, "item": 2}\n')
+    assert as_rows(read(path, "jsonl", DatasetParams(name="file", columns=Columns(user="café")))) == [("1", "2", None, None)]
+
+
 def test_jsonl_category_that_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar, "SEEN", 2)
     path = tmp_path / "a.jsonl"
     first = '{"user": 1, "item": "a"}\n{"user": 1, "item": "a", "category": []}\n{"user": 1, "item": "a", "category": null}\n'
     path.write_text(first + '{"user": 1, "item": "a", "category": [["x"]]}\n')
     assert read(path, "jsonl").categories == {"a": ("x",)}
+    path.write_text(first)
+    assert read(path, "jsonl").categories == {}
+    path.write_text(first + '{"user": 1, "item": "a", "category": [1]}\n{"user": 1, "item": "b", "category": [1.5]}\n')
+    assert read(path, "jsonl").categories == {"a": ("1.0",), "b": ("1.5",)}
     first = first.replace("[]", "null")
     path.write_text(first + '{"user": 1, "item": "a", "category": 1}\n{"user": 1, "item": "b", "category": 1.5}\n')
     assert read(path, "jsonl").categories == {"a": ("1",), "b": ("1.5",)}
