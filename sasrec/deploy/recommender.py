@@ -42,6 +42,8 @@ Array = NDArray[Any]
 KNOWN = {"ratings": np.float32, "times": np.float64}
 # Seconds that a float64 holds exactly, with their differences.
 LATEST = 2**52
+# One id on the command line: in double quotes, or up to the next comma.
+LISTED = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^\s",][^,]*)?)\s*(?:,|\Z)')
 
 
 class ArtefactError(Exception):
@@ -525,6 +527,27 @@ def numbers(name: str, values: Any, length: int) -> Array:
     return result
 
 
+def listed(option: str, text: str) -> list[str]:
+    """The ids that an option names, as a line of CSV. Spaces around an id do not count, those within its quotes do.
+
+    Not csv.reader: that does not tell which spaces were in quotes. Raises ValueError where quotes do not fit."""
+    ids, at = [], 0
+    while at < len(text):
+        found = LISTED.match(text, at)
+        if found is None:
+            raise ValueError(
+                f"--{option}: the double quotes at {text[at:].strip()[:30]} do not end at a comma; an id with a comma is "
+                'written "a,b", and one that begins with a double quote """a"'
+            )
+        quoted, plain = found.groups()
+        if quoted is not None:
+            ids.append(quoted.replace('""', '"'))
+        elif plain:
+            ids.append(plain.strip())
+        at = found.end()
+    return ids
+
+
 def parted(text: str) -> tuple[str, ...]:
     """The categories in a field of items.csv: with `|` between; one in a name is written `\\|`, and a backslash twice."""
     names = re.findall(r"(?:[^\\|]|\\.)+", text, re.DOTALL)
@@ -547,20 +570,21 @@ def table(result: Recommendation) -> str:
 
 def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
     """The command line. folder: the model where --model is not given; None: it must be."""
+    commas = """separated by commas; one with a comma or outer spaces in double quotes: '"a,b",c'"""
     parser = argparse.ArgumentParser(prog=prog, description="Recommend items after a history.")
     parser.add_argument("--model", default=folder, required=folder is None, help="folder of an exported model")
-    parser.add_argument("--history", default="", help="original item ids, oldest first, separated by commas")
+    parser.add_argument("--history", default="", help=f"original item ids, oldest first, {commas}")
     parser.add_argument("--ratings", help="of the history's items, separated by commas, nothing where unknown: 5,,3")
     parser.add_argument("--times", help="of the history's events, in seconds since 1970, separated by commas")
     parser.add_argument("-k", type=int, default=10, help="how many to recommend")
     parser.add_argument("--include-seen", action="store_true", help="recommend items of the history, too")
-    parser.add_argument("--allow", help="recommend from these ids only, separated by commas")
-    parser.add_argument("--block", help="never recommend these ids, separated by commas")
+    parser.add_argument("--allow", help=f"recommend from these ids only, {commas}")
+    parser.add_argument("--block", help=f"never recommend these ids, {commas}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
 
-    def ids(text: str | None) -> list[str] | None:
-        return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    def ids(option: str, text: str | None) -> list[str] | None:
+        return None if text is None else listed(option, text)
 
     def values(name: str, text: str | None) -> list[float | None] | None:
         if not text:
@@ -573,11 +597,11 @@ def main(arguments: Sequence[str], prog: str, folder: str | None = None) -> int:
     try:
         model = Recommender.load(given.model)
         result = model.recommend(
-            ids(given.history) or [],
+            listed("history", given.history),
             given.k,
             not given.include_seen,
-            ids(given.allow),
-            ids(given.block),
+            ids("allow", given.allow),
+            ids("block", given.block),
             values("ratings", given.ratings),
             values("times", given.times),
         )

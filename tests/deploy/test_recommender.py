@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sasrec.deploy import Recommender
-from sasrec.deploy.recommender import Recommendation
+from sasrec.deploy.artefact import Item, export
+from sasrec.deploy.recommender import Recommendation, listed, main
 from tests.conftest import ROOT
-from tests.deploy.conftest import CATALOGUE, ITEMS
+from tests.deploy.conftest import CATALOGUE, ITEMS, build
 
 Export = Callable[..., Path]
 HISTORY = ["sku/3", "sku/1", "sku/4"]
@@ -191,3 +192,44 @@ def test_the_command_prints_a_table_or_json(exported: Export) -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: nowhere/manifest.json cannot be read")
     assert run("-m", "sasrec", "recommend", *arguments[:4], "-k", "0").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("1193, 661 ,914", ["1193", "661", "914"]),
+        (" , a b,,\n", ["a b"]),
+        ("6\" nail,5'", ['6" nail', "5'"]),
+        ('"a,b",c', ["a,b", "c"]),
+        (' " i6 " , c', [" i6 ", "c"]),
+        ('"""x""",""', ['"x"', ""]),
+    ],
+)
+def test_options_name_ids_as_a_line_of_csv(text: str, expected: list[str]) -> None:
+    assert listed("allow", text) == expected
+
+
+@pytest.mark.parametrize("text", ['"a', 'b, "a', '"a"b,c', '"a""'])
+def test_quotes_that_do_not_fit_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--allow: the double quotes at \"a"):
+        listed("allow", text)
+
+
+def test_the_command_takes_ids_with_commas_and_outer_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = ["a", "b", "a,b", " i6", "i6"]
+    items = [Item(original) for original in (*odd, *(str(i) for i in range(ITEMS - len(odd))))]
+    export(tmp_path, build(), {}, items, {})
+    model = Recommender.load(tmp_path)
+
+    def run(*arguments: str) -> set[str]:
+        assert main(["--model", str(tmp_path), "--json", "-k", str(ITEMS), *arguments], "recommend") == 0
+        return {item["id"] for item in json.loads(capsys.readouterr().out)["items"]}
+
+    assert run("--history", '"a,b"," i6"') == set(model.ids[1:]) - {"a,b", " i6"}
+    assert run("--history", "a,b, i6") == set(model.ids[1:]) - {"a", "b", "i6"}
+    assert run("--history", "7", "--allow", '"a,b", " i6", b') == {"a,b", " i6", "b"}
+    assert run("--history", "7", "--allow", "a,b", "--block", '"a,b",b') == {"a"}
+    assert main(["--model", str(tmp_path), "--block", '"a'], "recommend") == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: --block: the double quotes") and errors.count("\n") == 1
