@@ -63,16 +63,27 @@ class Item:
 @dataclass(frozen=True)
 class Recommendation:
     """items: best first, ties by the lower internal id; fewer than asked for where no more are left. unknown: ids of the
-    history that the model does not know, and that were ignored. by_popularity: whether no known id was left."""
+    history that the model does not know, and that were ignored; unknown_allow, unknown_block: the same of
+    what is allowed and blocked. by_popularity: whether no known id was left; nothing_allowed: whether none was in allow."""
 
     items: tuple[Item, ...]
     unknown: int
     by_popularity: bool
+    unknown_allow: int = 0
+    unknown_block: int = 0
+    nothing_allowed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; dataclasses.asdict takes three times as long, as long as scoring."""
         items = [{"id": i.id, "title": i.title, "categories": i.categories, "score": i.score} for i in self.items]
-        return {"items": items, "unknown": self.unknown, "by_popularity": self.by_popularity}
+        return {
+            "items": items,
+            "unknown": self.unknown,
+            "by_popularity": self.by_popularity,
+            "unknown_allow": self.unknown_allow,
+            "unknown_block": self.unknown_block,
+            "nothing_allowed": self.nothing_allowed,
+        }
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -330,9 +341,9 @@ class Recommender:
 
         history: ids (text or whole numbers) of one user, which gives a Recommendation; or a list of such lists, which gives a
         list of them. exclude_seen: leave out the items of the history. allow: recommend from these only; block: never
-        recommend these; ids that the model does not know are ignored. ratings, times: of the events of the history, as long
-        as it is (for a list of histories, a list of such lists), None for what is not known: numbers, of times the seconds
-        since 1970, none before the one before it. Raises ValueError or TypeError on other input.
+        recommend these; ids that the model does not know are ignored and counted. ratings, times: of the events of the
+        history, as long as it is (for a list of histories, a list of such lists), None for what is not known: numbers, of
+        times the seconds since 1970, none before the one before it. Raises ValueError or TypeError on other input.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k must be a whole number from 1 on, not {k!r}")
@@ -341,21 +352,24 @@ class Recommender:
         many = len(history) > 0 and isinstance(history[0], Sequence | np.ndarray) and not isinstance(history[0], str | bytes)
         found = [self.internal(one) for one in (history if many else [history])]
         known_of = self._known(history if many else [history], {"ratings": ratings, "times": times}, many)
-        allowed = None if allow is None else np.unique(self.internal(allow)[0])
-        blocked = np.zeros(0, np.int64) if block is None else self.internal(block)[0]
+        among, unknown_allow = (None, 0) if allow is None else self.internal(allow)
+        allowed = None if among is None else np.unique(among)
+        blocked, unknown_block = self.internal([] if block is None else block)
+        of_lists = (unknown_allow, unknown_block, allowed is not None and len(allowed) == 0)
         # Of like length together, because a batch is as long as its longest history.
         order = sorted(range(len(found)), key=lambda i: len(found[i][0]))
         results: list[Recommendation | None] = [None] * len(found)
         known = [i for i in order if len(found[i][0])]
         for i in order[: len(order) - len(known)]:
-            results[i] = self._by_popularity(found[i][1], int(k), allowed, blocked)
+            items = self._by_popularity(int(k), allowed, blocked)
+            results[i] = Recommendation(items, found[i][1], True, *of_lists)
         for at in range(0, len(known), CHUNK):
             rows = known[at : at + CHUNK]
             histories = [found[i][0] for i in rows]
             hidden = [np.concatenate([ids, blocked]) if exclude_seen else blocked for ids in histories]
             events = {name: [values[i] for i in rows] for name, values in known_of.items()}
             for i, items in zip(rows, self._best(histories, events, int(k), hidden, allowed), strict=True):
-                results[i] = Recommendation(items, found[i][1], False)
+                results[i] = Recommendation(items, found[i][1], False, *of_lists)
         return results if many else results[0]
 
     def internal(self, ids: Iterable[Any]) -> tuple[NDArray[np.int64], int]:
@@ -390,11 +404,11 @@ class Recommender:
     def _item(self, internal: int, score: float) -> Item:
         return Item(self.ids[internal], self.titles[internal], self.categories[internal], score)
 
-    def _by_popularity(self, unknown: int, k: int, allowed: Array | None, blocked: Array) -> Recommendation:
+    def _by_popularity(self, k: int, allowed: Array | None, blocked: Array) -> tuple[Item, ...]:
         keep = ~np.isin(self._popular, blocked)
         if allowed is not None:
             keep &= np.isin(self._popular, allowed)
-        return Recommendation(tuple(self._item(i, float(self.counts[i])) for i in self._popular[keep][:k]), unknown, True)
+        return tuple(self._item(i, float(self.counts[i])) for i in self._popular[keep][:k])
 
     def _best(
         self, histories: list[Array], events: dict[str, list[Array]], k: int, hidden: list[Array], allowed: Array | None
@@ -561,9 +575,11 @@ def table(result: Recommendation) -> str:
     for place, item in enumerate(result.items, 1):
         title = item.title + (f" ({', '.join(item.categories)})" if item.categories else "")
         lines.append(f"{place:>4}  {item.id:<{wide}}  {item.score:>9.4f}  {title}".rstrip())
-    if result.unknown:
-        lines.append(f"ignored {result.unknown} of the history that the model does not know")
-    if result.by_popularity:
+    unknown = {"the history": result.unknown, "--allow": result.unknown_allow, "--block": result.unknown_block}
+    lines += [f"ignored {count} of {where} that the model does not know" for where, count in unknown.items() if count]
+    if result.nothing_allowed:
+        lines.append("no known item in --allow: nothing can be recommended")
+    elif result.by_popularity:
         lines.append("no known item in the history: these are the most popular; the score counts interactions")
     return "\n".join(lines)
 

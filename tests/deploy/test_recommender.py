@@ -67,6 +67,33 @@ def test_unknown_ids_are_dropped_and_counted(model: Recommender) -> None:
     assert with_unknown.items == model.recommend(HISTORY, k=4).items
 
 
+@pytest.mark.parametrize("history", [HISTORY, []])
+def test_unknown_ids_of_allow_and_block_are_counted(model: Recommender, history: list[str]) -> None:
+    result = model.recommend(history, allow=["sku/2", "typo", "sku/9"], block=["sku/9", "what", 3])
+    assert (ids(result), result.unknown) == (["sku/2"], 0)
+    assert (result.unknown_allow, result.unknown_block, result.nothing_allowed) == (1, 2, False)
+    for allow, unknown in ((["typo"], 1), ([], 0)):
+        for nothing in model.recommend([history, history], allow=allow):
+            assert (nothing.items, nothing.unknown_allow, nothing.nothing_allowed) == ((), unknown, True)
+    blocked = model.recommend(history, allow=["sku/2"], block=["sku/2"])
+    assert (blocked.items, blocked.nothing_allowed) == ((), False)
+
+
+@pytest.mark.parametrize("history", ["sku/3", ""])
+def test_the_command_says_what_of_allow_and_block_is_unknown(
+    exported: Export, history: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", str(exported()), "--history", history]
+    assert main([*given, "--allow", "typo", "--block", "what,is this,sku/1"], "recommend") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "ignored 1 of --allow that the model does not know",
+        "ignored 2 of --block that the model does not know",
+        "no known item in --allow: nothing can be recommended",
+    ]
+    assert main([*given, "--allow", "sku/2"], "recommend") == 0
+    assert "--allow" not in capsys.readouterr().out
+
+
 def test_without_a_known_item_the_popular_ones_are_recommended_and_flagged(model: Recommender) -> None:
     by_count = sorted(CATALOGUE, key=lambda item: -item.count)  # stable: ties by the lower id
     for history, unknown in (([], 0), (["what"], 1)):

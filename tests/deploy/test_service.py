@@ -78,6 +78,9 @@ def test_the_service_recommends_what_the_model_does(port: int, models: dict[str,
         status, answer = call(port, "/recommend", {"history": history, "k": 4, "block": ["sku/5"], "model": name})
         assert (status, answer["model"], answer["unknown"]) == (200, name, 1)
         assert [item["id"] for item in answer["items"]] == [item.id for item in expected.items]
+    status, answer = call(port, "/recommend", {"history": history, "allow": ["typo"], "block": ["sku/5", "x", 5]})
+    assert (status, answer["items"], answer["nothing_allowed"]) == (200, [], True)
+    assert (answer["unknown_allow"], answer["unknown_block"]) == (1, 2)
     status, answer = call(port, "/recommend", {"history": [history, []]})
     assert status == 200
     assert [user["by_popularity"] for user in answer["users"]] == [False, True]
