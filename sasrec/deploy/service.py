@@ -217,7 +217,7 @@ class Service:
 
 def load(folders: Sequence[str], threads: int = 1) -> dict[str, Recommender]:
     """Models by the shortest end of their folders' paths that tells them apart: `lsq/0` for data/exported/lsq/0."""
-    paths = [Path(folder).resolve() for folder in dict.fromkeys(folders)]
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for length in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(paths) and not any(name.isdigit() for name in names):

@@ -71,6 +71,11 @@ def test_models_are_named_by_their_folders(models: dict[str, Recommender]) -> No
     assert list(models) == ["first", "second"]
 
 
+def test_a_folder_named_twice_is_served_once(exported: Export) -> None:
+    folder = exported()
+    assert list(load([str(folder), f"{folder}/", str(folder / ".." / folder.name)])) == ["model"]
+
+
 def test_the_service_recommends_what_the_model_does(port: int, models: dict[str, Recommender]) -> None:
     history = ["sku/3", "sku/1", "what"]
     for name, model in models.items():
