@@ -1,6 +1,8 @@
 """The command `python -m sasrec serve`."""
 
 import argparse
+import contextlib
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -8,8 +10,34 @@ import uvicorn
 
 from sasrec.deploy.recommender import ArtefactError
 from sasrec.deploy.service import Service, load
+from sasrec.errors import UserError
+from sasrec.mapping import within
 
 GRACE_SECONDS = 10
+# Connections that wait to be taken.
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets, one for each address of the host (localhost may have two). Raises UserError where there are none."""
+    listeners: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # Of a protocol of 0 asyncio would not know that it is TCP, and small answers would wait for acknowledgements.
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+    except (OSError, UnicodeError) as error:
+        for listener in listeners:
+            listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen at {host}:{port} ({reason}); give another --port or --host") from None
+    return listeners
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,19 +48,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of a product")
     given = parser.parse_args(arguments)
     try:
+        within("--port", given.port, 0, 65535)
+        within("--threads", given.threads, 1)
         models = load(given.model, given.threads)
-    except ArtefactError as error:
+        listeners = listen(given.host, given.port)
+    except (ArtefactError, UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"serving {', '.join(models)} at http://{given.host}:{given.port}/", flush=True)
-    uvicorn.run(
+    print(f"serving {', '.join(models)} at http://{given.host}:{listeners[0].getsockname()[1]}/", flush=True)
+    config = uvicorn.Config(
         Service(models).app(),
-        host=given.host,
-        port=given.port,
+        backlog=BACKLOG,
         log_level="warning",
         access_log=False,
         limit_concurrency=1024,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(listeners)
     return 0

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from sasrec.deploy import Recommender
+from sasrec.deploy import Recommender, serve
 from sasrec.deploy.service import Limits, Service, load
 from tests.conftest import ROOT
 
@@ -197,25 +197,46 @@ def test_ten_thousand_broken_bodies_get_an_answer_each(port: int) -> None:
 
 
 def test_the_command_serves_and_stops_when_told(exported: Export) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "sasrec", "serve", "--model", str(exported()), "--port", str(port)]
+    command = [sys.executable, "-m", "sasrec", "serve", "--model", str(exported()), "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert "serving model at" in process.stdout.readline()
-        for _ in range(200):
-            try:
-                assert call(port, "/health")[0] == 200
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.05)
+        said = re.fullmatch(r"serving model at http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())
+        assert said is not None
+        assert call(int(said[1]), "/health")[0] == 200  # what is said is so: nothing is waited for
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
         assert "Traceback" not in errors
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--port", "70000", "--port must be between 0 and 65535, not 70000"),
+        ("--port", "-1", "--port must be between 0 and 65535, not -1"),
+        ("--threads", "-3", "--threads must be at least 1, not -3"),
+        ("--threads", "0", "--threads must be at least 1, not 0"),
+        ("--host", "203.0.113.1", "cannot listen at 203.0.113.1:8000 (Cannot assign requested address); give another"),
+        ("--host", "a..b", "cannot listen at a..b:8000 ("),
+    ],
+)
+def test_options_that_cannot_be_served_are_refused_on_one_line(
+    exported: Export, option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.main(["--model", str(exported()), option, value]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_served(exported: Export, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert serve.main(["--model", str(exported()), "--port", str(port)]) == 1
+    message = f"error: cannot listen at 127.0.0.1:{port} (Address already in use); give another --port or --host\n"
+    assert capsys.readouterr() == ("", message)
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
