@@ -136,11 +136,16 @@ def encoder_of(model: Model, frozen: dict[str, FrozenTensor], storage: Storage) 
 
 
 def _items_csv(items: Sequence[Item]) -> bytes:
+    rows = [(i, item.original, item.title, joined(item.categories), item.count) for i, item in enumerate(items, 1)]
+    return "".join(map(_line, [("id", "original", "title", "categories", "count"), *rows])).encode()
+
+
+def _line(row: Sequence[object]) -> str:
+    """A line of CSV that ends with a newline alone. Up to Python 3.12 the writer quotes a carriage return, at which readers
+    end a line, only where its own lines end with one."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "original", "title", "categories", "count"])
-    writer.writerows((i, item.original, item.title, joined(item.categories), item.count) for i, item in enumerate(items, 1))
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\r\n").writerow(row)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:

@@ -320,6 +320,21 @@ def test_the_same_model_exports_to_the_same_bytes(exported: Export) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+def test_titles_and_categories_of_any_characters_come_back(tmp_path: Path) -> None:
+    odd = ["a\rb", "a\r", "a\r\n", "a\nb", 'a "b", c', " \x1c ", "\0", "\x85\u2028\v\f", "x" * 100_000]
+    items = [Item(f"i{i}", odd[i % len(odd)], (odd[i % len(odd)], "b")) for i in range(ITEMS)]
+    export(tmp_path, build(), {}, items, {})
+    model = Recommender.load(tmp_path)
+    assert model.titles[1:] == [item.title for item in items]
+    assert model.categories[1:] == [item.categories for item in items]
+
+
+def test_the_catalogue_of_plain_titles_is_lines_that_end_with_a_newline(exported: Export) -> None:
+    lines = (exported() / "items.csv").read_bytes().split(b"\n")
+    assert lines[:2] == [b"id,original,title,categories,count", b"1,sku/1,Title 1,a|b,7"]
+    assert len(lines) == ITEMS + 2
+
+
 def test_the_manifest_says_what_is_in_the_folder(exported: Export) -> None:
     manifest = read_manifest(exported("lsq", 4))
     assert manifest["valid_ndcg@10"] == 0.5
