@@ -1,5 +1,6 @@
 """Files and folders that are either whole or absent."""
 
+import csv
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -75,3 +76,19 @@ def read_json(path: Path | str) -> Any:
 def sha256(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _LineFeeds:
+    """Of a file: what is written to it in lines that end with a carriage return and a line feed, without the former."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
+def csv_writer(file: IO[str]) -> Any:
+    """A `csv.writer` of lines that end with a line feed alone, and that quotes a carriage return, at which readers end a line,
+    too. Up to Python 3.12 the writer does so only where its own lines end with one."""
+    return csv.writer(_LineFeeds(file), lineterminator="\r\n")

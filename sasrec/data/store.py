@@ -1,9 +1,8 @@
 """Writes the prepared data; `sequences` describes and reads it."""
 
-import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from sasrec.data.split import split
 from sasrec.data.spool import CHUNK, Array, Column
 from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
-from sasrec.files import atomic_folder, write_json
+from sasrec.files import atomic_folder, csv_writer, write_json
 
 LONGEST = 131_072  # characters in a field that Python's csv reads
 WRITTEN = {"original": "an id", "title": "a title", "categories": "an item with categories"}
@@ -147,19 +146,9 @@ def _write_ids(folder: Path, table: Table, interactions: Interactions) -> None:
     _write_csv(folder / "users.csv", ("id", "original"), enumerate(users, 1))
 
 
-class _Lines:
-    """Ends lines with a line feed. The writer is told otherwise, as it quotes no carriage return that ends no line."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self.file = file
-
-    def write(self, line: str) -> None:
-        self.file.write(line.removesuffix("\r\n") + "\n")
-
-
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(_Lines(file), lineterminator="\r\n")
+        writer = csv_writer(file)
         writer.writerow(header)
         for row in rows:
             for name, value in zip(header[1:], row[1:], strict=True):

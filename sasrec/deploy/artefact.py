@@ -13,7 +13,6 @@ together when it loads.
 shortlist.onnx, for large tables of few bits: a state to candidates for the best (`sasrec.deploy.shortlist`).
 """
 
-import csv
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from sasrec.deploy.recommender import FORMAT, SHORTLIST, digest
 from sasrec.deploy.scorer import scorer
 from sasrec.deploy.shortlist import FROM_ENTRIES, shortlist, suits
 from sasrec.deploy.storage import Storage
-from sasrec.files import atomic, read_json, sha256, write_json
+from sasrec.files import atomic, csv_writer, read_json, sha256, write_json
 from sasrec.models.cafe import CAFE
 from sasrec.models.events import asked_by
 from sasrec.models.registry import Model, facts_of
@@ -137,15 +136,9 @@ def encoder_of(model: Model, frozen: dict[str, FrozenTensor], storage: Storage) 
 
 def _items_csv(items: Sequence[Item]) -> bytes:
     rows = [(i, item.original, item.title, joined(item.categories), item.count) for i, item in enumerate(items, 1)]
-    return "".join(map(_line, [("id", "original", "title", "categories", "count"), *rows])).encode()
-
-
-def _line(row: Sequence[object]) -> str:
-    """A line of CSV that ends with a newline alone. Up to Python 3.12 the writer quotes a carriage return, at which readers
-    end a line, only where its own lines end with one."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(row)
-    return text.getvalue().removesuffix("\r\n") + "\n"
+    csv_writer(text).writerows([("id", "original", "title", "categories", "count"), *rows])
+    return text.getvalue().encode()
 
 
 def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:
