@@ -23,6 +23,7 @@ from sasrec.quant.calibration import calibration
 from sasrec.quant.layers import inputs_of
 from sasrec.quant.recipe import Outcome, Run, quantize
 from sasrec.training import Trainer
+from sasrec.validation import Validation
 from tests.conftest import SmallStore
 from tests.quant.conftest import CPU, QUANT, TRAIN, same, walks
 
@@ -140,7 +141,7 @@ def test_calibration_is_on_the_first_training_batches_of_the_seed(trained: SASRe
 def test_only_the_last_phase_may_be_the_best_checkpoint(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every epoch is worse than the one before, the first one of the last phase is what remains."""
     falling = iter(range(100, 0, -1))
-    monkeypatch.setattr(Trainer, "validate", lambda self: (1.0, 0.5, next(falling) / 100))
+    monkeypatch.setattr(Validation, "__call__", lambda self: (1.0, 0.5, next(falling) / 100))
     outcome = make(run, trained, bits=2, delay_epochs=1, progressive=(8,))
     assert outcome.best_epoch == 3 and outcome.ndcg == outcome.rows[3].validation_ndcg
     assert {quantizer.bits for quantizer in attach.quantizers(outcome.model).values()} == {2}
