@@ -28,6 +28,7 @@ import yaml
 
 from sasrec import merging, reference
 from sasrec.config import Study
+from sasrec.dotted import of_key
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
 from sasrec.machine import gpu, processor
@@ -76,14 +77,6 @@ def lock(study: Study, params: Mapping[str, Any]) -> str:
             if (now := of_key(params, key)) != value:
                 raise UserError(f"{PARAMS}: {key} is {now}, but {name} ran with {value} (dvc.lock); dvc repro, and keep that")
     return str(yaml.safe_dump(content, sort_keys=False))
-
-
-def of_key(params: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key, None where there is none."""
-    value: Any = params
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def keep(options: argparse.Namespace) -> None:

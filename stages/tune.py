@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sasrec.config import NO_FILE, Study
+from sasrec.dotted import of_key
 from sasrec.errors import UserError
 from sasrec.mapping import unknown
 from stages.common import run
@@ -117,10 +118,7 @@ def _score(data: Mapping[str, Any], target: str) -> float | None:
 
 def _value(data: Mapping[str, Any], key: str) -> Any:
     """The parameter `key` (dotted) of an experiment, None where it has none."""
-    value: Any = ((data.get("params") or {}).get("params.yaml") or {}).get("data")
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return of_key(((data.get("params") or {}).get("params.yaml") or {}).get("data"), key)
 
 
 def best(ranked: Sequence[Trial], target: int) -> Trial | None:
