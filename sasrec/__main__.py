@@ -12,9 +12,9 @@ usage: python -m sasrec COMMAND [options]; --help after a command lists its opti
 def main(arguments: list[str]) -> int:
     # Each command imports what it needs, and nothing more.
     if arguments[:1] == ["recommend"]:
-        from sasrec.deploy import recommender
+        from sasrec.deploy.recommender import command
 
-        return recommender.main(arguments[1:], "python -m sasrec recommend")
+        return command.main(arguments[1:], "python -m sasrec recommend")
     if arguments[:1] == ["serve"]:
         from sasrec.deploy import serve
 

@@ -20,7 +20,9 @@ from onnxruntime import InferenceSession, SessionOptions
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from sasrec.deploy.artefact import Item, export
-from sasrec.deploy.recommender import CHUNK, Recommender, Tensors, read_manifest
+from sasrec.deploy.recommender.manifest import read_manifest
+from sasrec.deploy.recommender.model import CHUNK, Recommender
+from sasrec.deploy.recommender.tensors import Tensors
 from sasrec.models.registry import Model
 
 K = 10

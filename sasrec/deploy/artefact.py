@@ -4,7 +4,7 @@ encoder.onnx: item ids, and ratings and times of the events where the model asks
 scores.onnx, top_k.onnx: a state to the scores of all items, or to the best. item_table.bin (and output_table.bin, where items
 are scored with a table of their own): packed codes, and a float16 scale per row. weights.bin: weights below 8 bits, packed;
 those of 8 bits are int8 initializers of encoder.onnx. items.csv: internal id, original id, title, categories, training
-interactions. recommender.py: the runtime. manifest.json: what all of this is, with the sha256 of each file. Where scores are a
+interactions. recommender/: the runtime. manifest.json: what all of this is, with the sha256 of each file. Where scores are a
 sum over tables, each has a .bin of its own, and NAME.rows.bin holds the row of each item in the table NAME.
 
 A table of product quantization is stored as its centroids and the number of each item's in every split; the runtime puts it
@@ -26,7 +26,8 @@ from sasrec.data.sequences import joined
 from sasrec.deploy import side
 from sasrec.deploy.coarse_to_fine import CoarseToFineEncoder
 from sasrec.deploy.encoder import Encoder
-from sasrec.deploy.recommender import FORMAT, SHORTLIST, digest
+from sasrec.deploy.recommender.manifest import FORMAT, digest
+from sasrec.deploy.recommender.model import SHORTLIST
 from sasrec.deploy.scorer import scorer
 from sasrec.deploy.shortlist import FROM_ENTRIES, shortlist, suits
 from sasrec.deploy.storage import Storage
@@ -37,9 +38,7 @@ from sasrec.models.registry import Model, facts_of
 from sasrec.models.taps import taps
 from sasrec.quant.frozen import FrozenTensor
 
-RUNTIME = Path(__file__).with_name("recommender.py")
-# Not counted as the size of the model: what a model of any width needs just as well.
-APART = ("items.csv", "recommender.py")
+RUNTIME = sorted(Path(__file__).with_name("recommender").glob("*.py"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +100,10 @@ def export(
         given["shortlist.onnx"] = graph.given_names
         storage.tensors[parts[0].name]["single_request"] = f"4 bits shortlist {SHORTLIST}, scored again in int8"
     contents |= {name: bytes(data) for name, data in storage.files.items()}
+    size = sum(map(len, contents.values()))
     contents["items.csv"] = _items_csv(items)
-    contents["recommender.py"] = RUNTIME.read_bytes()
+    contents |= {f"recommender/{file.name}": file.read_bytes() for file in RUNTIME}
+    (folder / "recommender").mkdir(exist_ok=True)
     for name, content in contents.items():
         with atomic(folder / name) as temporary:
             temporary.write_bytes(content)
@@ -122,7 +123,7 @@ def export(
         "activations": {name: item.grid.bits for name, item in frozen.items() if item.codes is None},
         "products": encoder.products,
         "float_operators": encoder.float_operators,
-        "sizes": dataclasses.asdict(_sizes(model, storage, contents)),
+        "sizes": dataclasses.asdict(_sizes(model, storage, size)),
         "files": {name: {"bytes": len(content), "sha256": sha256(folder / name)} for name, content in contents.items()},
     }
     write_json(folder / "manifest.json", manifest | {"digest": digest(manifest)})
@@ -141,8 +142,8 @@ def _items_csv(items: Sequence[Item]) -> bytes:
     return text.getvalue().encode()
 
 
-def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:
-    """All but the manifest's own bytes."""
+def _sizes(model: Model, storage: Storage, total: int) -> Sizes:
+    """total: bytes of all that counts but the manifest itself."""
     took = {"table": 0, "weight": 0}
     elements = width = 0
     for name, tap in taps(model).items():
@@ -155,7 +156,6 @@ def _sizes(model: Model, storage: Storage, contents: dict[str, bytes]) -> Sizes:
         took[tap.kind] += scales + (plain if entry is None else int(entry["bytes"]))
         elements += count
         width += 8 * plain if entry is None else 8 * entry["bytes"] if "product" in entry else count * int(entry["bits"])
-    total = sum(len(content) for name, content in contents.items() if name not in APART)
     return Sizes(total, took["table"], took["weight"], width / elements)
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """The codes, flattened, one after another, ceil(n bits / 8) bytes. Code i takes the bits i * bits and following; bit j
     of the stream is bit j mod 8 of byte j // 8; the last byte is filled up with zeros. The inverse is
-    `sasrec.deploy.recommender.unpack`.
+    `sasrec.deploy.recommender.tensors.unpack`.
 
     >>> pack(np.array([1, 2, 3], np.uint8), 2).tolist()  # 0b111001
     [57]

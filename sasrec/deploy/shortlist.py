@@ -13,7 +13,8 @@ import numpy as np
 from sasrec.deploy.encoder import Value
 from sasrec.deploy.form import integer_form
 from sasrec.deploy.graph import Graph
-from sasrec.deploy.recommender import NIBBLES, SHORTLIST, block_size
+from sasrec.deploy.recommender.model import SHORTLIST
+from sasrec.deploy.recommender.tensors import NIBBLES, block_size
 from sasrec.deploy.scorer import TABLE, best_of
 from sasrec.quant.frozen import FrozenTensor
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sasrec.deploy.graph import Graph, Shape
-from sasrec.deploy.recommender import KNOWN
+from sasrec.deploy.recommender.events import KNOWN
 from sasrec.models.side import TIME_BUCKETS, UNKNOWN, SideEmbeddings, TimeBias
 from sasrec.models.taps import Table
 

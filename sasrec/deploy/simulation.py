@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sasrec.deploy.form import Factors, factors, zero_point
 from sasrec.deploy.graph import Graph
-from sasrec.deploy.recommender import CHUNK, Recommender
+from sasrec.deploy.recommender.model import CHUNK, Recommender
 from sasrec.evaluation import best
 from sasrec.models.attention import Attention
 from sasrec.models.events import Events, Histories

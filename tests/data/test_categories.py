@@ -17,7 +17,7 @@ from sasrec.data.categories import MISSING, BadCategory, Categories, as_text, pe
 from sasrec.data.collect import Codes
 from sasrec.data.readers import READERS
 from sasrec.data.sequences import joined, parted
-from sasrec.deploy import recommender
+from sasrec.deploy.recommender.model import parted as parted_by_runtime
 from sasrec.errors import UserError
 
 
@@ -122,7 +122,7 @@ def test_any_name_survives_in_a_list(lists: list[list[str]]) -> None:
     assert read([repr(own) for own in lists])[0] == expected
     assert [parted(joined(own)) for own in expected] == expected
     # The exported model reads what is written for it with code of its own.
-    assert [recommender.parted(joined(own)) for own in expected] == expected
+    assert [parted_by_runtime(joined(own)) for own in expected] == expected
 
 
 ROWS = [("u", "i", ["A", "B|C"]), ("u", "j", None), ("v", "k", []), ("v", "l", [["A"], ["D", None]])]

@@ -19,6 +19,11 @@ SMALL = {"max_len": 8, "hidden": 16}
 OPTIONS = {"dorefa-paper": {"grid": "paper"}, "lsq-offset": {"offset": True}, "pq": {"splits": 4, "centroids": 8}}
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of an exported folder."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+
+
 def build(**model: object) -> SASRec:
     torch.manual_seed(0)
     made = SASRec(ModelParams(**{**SMALL, **model}), ITEMS).eval()  # type: ignore[arg-type]

@@ -17,9 +17,10 @@ from hypothesis.extra import numpy as arrays
 from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.deploy import ArtefactError, Recommender
-from sasrec.deploy.artefact import APART, Item, export, sizes
+from sasrec.deploy.artefact import Item, export, sizes
 from sasrec.deploy.packing import pack
-from sasrec.deploy.recommender import Tensors, digest, read_manifest, unpack
+from sasrec.deploy.recommender.manifest import digest, read_manifest
+from sasrec.deploy.recommender.tensors import Tensors, unpack
 from sasrec.deploy.simulation import Agreement, Norm, Simulation, softmax
 from sasrec.evaluation import rank
 from sasrec.files import read_json, write_json
@@ -31,7 +32,7 @@ from sasrec.quant.recipe import Run
 from sasrec.quant.recipe import quantize as recipe
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
-from tests.deploy.conftest import CATALOGUE, ITEMS, build, quantize
+from tests.deploy.conftest import CATALOGUE, ITEMS, build, files_of, quantize
 
 METHODS = ["ptq", "ste", "lsq", "pact", "dorefa", "dorefa-paper", "apot", "adaround", "pq"]
 Export = Callable[..., Path]
@@ -181,7 +182,7 @@ def test_sizes_count_packed_bits_and_scales(tmp_path: Path) -> None:
     # The item table: 31 rows of 16 two-bit codes and a float16 scale each; that of 8 positions has float32 scales.
     assert found.embedding_bytes == 31 * (16 * 2 // 8 + 2) + 8 * (16 * 2 // 8 + 4)
     assert found.weight_bytes == 10 * 16 * (16 * 4 // 8 + 4)
-    assert found.bytes == sum(file.stat().st_size for file in tmp_path.iterdir() if file.name not in APART)
+    assert found.bytes == sum(file.stat().st_size for file in tmp_path.iterdir() if file.is_file() and file.name != "items.csv")
     entries, weights = 39 * 16, 10 * 16 * 16
     assert found.bits == pytest.approx((entries * 2 + weights * 4) / (entries + weights))
 
@@ -311,10 +312,11 @@ def test_a_full_precision_model_is_exported_as_it_is(exported: Export) -> None:
 
 def test_the_same_model_exports_to_the_same_bytes(exported: Export) -> None:
     first, second = exported("apot", 4, "a"), exported("apot", 4, "b")
-    names = {file.name for file in first.iterdir()}
+    names = {str(file.relative_to(first)) for file in files_of(first)}
+    runtime = ("__init__", "__main__", "answers", "command", "events", "manifest", "model", "tensors")
     assert names == {
-        "encoder.onnx", "scores.onnx", "top_k.onnx", "item_table.bin", "weights.bin", "items.csv", "recommender.py",
-        "manifest.json",
+        "encoder.onnx", "scores.onnx", "top_k.onnx", "item_table.bin", "weights.bin", "items.csv", "manifest.json",
+        *(f"recommender/{name}.py" for name in runtime),
     }  # fmt: skip
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes()
@@ -347,7 +349,7 @@ def test_the_manifest_says_what_is_in_the_folder(exported: Export) -> None:
 
 def test_truncated_edited_missing_and_foreign_files_are_refused(exported: Export, tmp_path: Path) -> None:
     good = exported("lsq", 4)
-    for name in sorted(file.name for file in good.iterdir()):
+    for name in (str(file.relative_to(good)) for file in files_of(good)):
         content = (good / name).read_bytes()
         half = len(content) // 2
         for bad in (content[:half], content[:-2], content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :], b"", None):

@@ -12,7 +12,8 @@ from sasrec.deploy import Recommender
 from sasrec.deploy.artefact import Item, export
 from sasrec.deploy.graph import Graph
 from sasrec.deploy.indices import index_of
-from sasrec.deploy.recommender import Tensors, read_manifest
+from sasrec.deploy.recommender.manifest import read_manifest
+from sasrec.deploy.recommender.tensors import Tensors
 from sasrec.deploy.simulation import Agreement, Simulation
 from sasrec.deploy.storage import Storage
 from sasrec.models.cafe import CAFE

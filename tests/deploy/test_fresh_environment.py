@@ -59,7 +59,7 @@ def test_a_copied_folder_recommends_what_was_evaluated(
     shutil.copytree(folder, alone)
     shutil.rmtree(folder)
     for history in HISTORIES:
-        command = [str(python), "-I", str(alone / "recommender.py"), "--history", history, "-k", "7", "--json"]
+        command = [str(python), "-I", str(alone / "recommender"), "--history", history, "-k", "7", "--json"]
         done = subprocess.run(command, cwd=alone, env={}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         expected = model.recommend(history.split(","), k=7)

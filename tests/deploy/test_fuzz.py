@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sasrec.deploy import ArtefactError, Recommender
-from sasrec.deploy.recommender import digest, read_manifest
+from sasrec.deploy.recommender.manifest import digest, read_manifest
+from tests.deploy.conftest import files_of
 
 Export = Callable[..., Path]
 VALUES: list[Any] = [None, True, 0, -1, 3, 2**40, 1.5, "", "x", "../x", [], {}, [1], {"a": 1}]
@@ -36,7 +37,7 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
 def test_a_thousand_damaged_files_are_refused_by_name(exported: Export) -> None:
     folder = exported("lsq", 4)
     rng = random.Random(0)
-    files = sorted(folder.iterdir())
+    files = files_of(folder)
     for _ in range(1_000):
         file = rng.choice(files)
         content = file.read_bytes()

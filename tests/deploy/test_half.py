@@ -8,7 +8,8 @@ import torch
 
 from sasrec.checkpoint import load_model, save_model
 from sasrec.deploy.artefact import export
-from sasrec.deploy.recommender import Recommender, read_manifest
+from sasrec.deploy.recommender import Recommender
+from sasrec.deploy.recommender.manifest import read_manifest
 from sasrec.errors import UserError
 from sasrec.models.sasrec import SASRec
 from sasrec.quant import fp16

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sasrec.deploy import Recommender
 from sasrec.deploy.artefact import Item, export
-from sasrec.deploy.recommender import Recommendation, listed, main
+from sasrec.deploy.recommender import Recommendation
+from sasrec.deploy.recommender.command import listed, main
 from tests.conftest import ROOT
 from tests.deploy.conftest import CATALOGUE, ITEMS, build
 
@@ -213,7 +214,7 @@ def test_the_command_prints_a_table_or_json(exported: Export) -> None:
     found = json.loads(run("-m", "sasrec", "recommend", *arguments, "--json").stdout)
     assert [item["id"] for item in found["items"]] == ids(expected)
     assert found["unknown"] == 1
-    alone = run(str(folder / "recommender.py"), "--history", "sku/3,sku/1,sku/4", "-k", "3").stdout.splitlines()
+    alone = run(str(folder / "recommender"), "--history", "sku/3,sku/1,sku/4", "-k", "3").stdout.splitlines()
     assert alone == shown[:4]
     wrong = run("-m", "sasrec", "recommend", "--model", "nowhere")
     assert wrong.returncode == 1

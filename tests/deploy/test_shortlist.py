@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sasrec.config import ModelParams, QuantParams
 from sasrec.deploy import Recommender
-from sasrec.deploy import recommender as runtime
 from sasrec.deploy.artefact import Item, export
-from sasrec.deploy.recommender import block_size
+from sasrec.deploy.recommender.model import SHORTLIST
+from sasrec.deploy.recommender.tensors import block_size
 from sasrec.models.sasrec import SASRec
 from sasrec.quant.attach import attach, calibrate, freeze, load_method
 from sasrec.quant.frozen import FrozenTensor
@@ -155,7 +155,7 @@ def test_which_tables_are_shortlisted(exported: Callable[..., Path], tmp_path: P
 
 def test_the_manifest_says_so(model: Recommender) -> None:
     entry = model.manifest["tensors"]["item_table.weight"]
-    assert entry["single_request"] == f"4 bits shortlist {runtime.SHORTLIST}, scored again in int8"
+    assert entry["single_request"] == f"4 bits shortlist {SHORTLIST}, scored again in int8"
     graph = onnx.load(model.folder / "shortlist.onnx", load_external_data=False).graph
     assert [node.op_type for node in graph.node].count("MatMulNBits") == 1
 

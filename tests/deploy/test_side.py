@@ -15,7 +15,8 @@ from sasrec.benchmarking import benchmark
 from sasrec.config import BenchmarkParams, ModelParams, QuantParams
 from sasrec.deploy import Recommender
 from sasrec.deploy.artefact import Item, export
-from sasrec.deploy.recommender import Recommendation, read_manifest
+from sasrec.deploy.recommender import Recommendation
+from sasrec.deploy.recommender.manifest import read_manifest
 from sasrec.deploy.service import Service
 from sasrec.deploy.simulation import Agreement, Simulation
 from sasrec.models.events import Events
