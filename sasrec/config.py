@@ -355,6 +355,10 @@ class Study:
         return model, from_mapping(TrainParams, overrides.get("train"), f"per_model.{name}.train", self.train)
 
 
+# What is measured beside the models of every study, in metrics/<name>.json, too.
+BASELINES = ("popularity", "recent_popularity", "markov", "item_knn")
+
+
 def known_methods() -> set[str]:
     """The quantization methods that exist. A method's file says whether it trains; importing it to see would import torch."""
     files = Path(__file__).with_name("quant").glob("*.py")
@@ -369,6 +373,8 @@ def check_names(study: Study, methods: typing.Iterable[str]) -> None:
     for model in study.per_model:
         if model in known:
             raise UserError(f"params.yaml: per_model.{model}: a model cannot have the name of a method; name it otherwise")
+        if model in BASELINES:
+            raise UserError(f"params.yaml: per_model.{model}: a model cannot have the name of a baseline; name it otherwise")
     for method in study.quantized:
         if method not in known:
             raise unknown("method in the list quantized", method, known)

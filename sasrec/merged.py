@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sasrec import metrics
-from sasrec.config import EvaluateParams, QuantParams, Study
+from sasrec.config import BASELINES, EvaluateParams, QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.mapping import flat, from_mapping
 from sasrec.metrics import Floats
@@ -24,7 +24,7 @@ from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.quant import pq
 from sasrec.quant.rates import of_weights
 from sasrec.reference import kind_of
-from sasrec.report.results import BASELINE_SEED, BASELINES, Comparison, Kind, Variant, compare, from_control, reference
+from sasrec.report.results import BASELINE_SEED, Comparison, Kind, Variant, compare, from_control, reference
 from sasrec.report.widths import LINES, METHODS, undominated
 
 # Ranks among popular candidates are left out: the grid has hundreds of runs, and no figure of it is made of them.

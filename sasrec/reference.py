@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 
 from sasrec import metrics
-from sasrec.config import EvaluateParams
+from sasrec.config import BASELINES, EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import read_json
 from sasrec.metrics import Floats
 from sasrec.protocol import DIGITS, PROTOCOLS, quality, short_hash
 from sasrec.report.results import (
     BASELINE_SEED,
-    BASELINES,
     FLOATS,
     Comparison,
     Kind,

@@ -12,7 +12,7 @@ import torch
 
 from sasrec import metrics, protocol
 from sasrec.baselines import ItemKNN, Markov, Popularity, RecentPopularity
-from sasrec.config import EvaluateParams, Study
+from sasrec.config import BASELINES, EvaluateParams, Study
 from sasrec.data.sequences import Part, Sequences
 from sasrec.evaluation import Ranks, Scorer, rank
 from sasrec.files import write_json
@@ -20,7 +20,6 @@ from sasrec.models.events import A_SECOND
 from stages.common import run
 
 SECTIONS = ("threads", "evaluate")
-NAMES = ("popularity", "recent_popularity", "markov", "item_knn")
 
 
 def fit(name: str, store: Sequences, part: Part, params: EvaluateParams) -> Popularity | RecentPopularity | Markov | ItemKNN:
@@ -62,7 +61,7 @@ def main(study: Study) -> None:
         return rank(scorer, store, part, params.knn_last, exclude_seen=params.exclude_seen, batch_size=params.batch_size)
 
     result: dict[str, Any] = {}
-    for name in NAMES:
+    for name in BASELINES:
         folder = Path("data/evaluated", name)
         shutil.rmtree(folder, ignore_errors=True)
         note = left_out(name, store.stats)

@@ -27,14 +27,14 @@ import numpy as np
 import yaml
 
 from sasrec import merging, reference
-from sasrec.config import Study
+from sasrec.config import BASELINES, Study
 from sasrec.dotted import of_key
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, sha256, write_json, write_text
 from sasrec.machine import gpu, processor
 from sasrec.protocol import PROTOCOLS
 from sasrec.report.figures import write_figure
-from sasrec.report.results import BASELINE_SEED, BASELINES
+from sasrec.report.results import BASELINE_SEED
 from sasrec.report.widths import load
 from sasrec.report.widths_figure import quality_against_bytes
 from stages.common import PARAMS, read_study

@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from sasrec.config import Study
+from sasrec.config import BASELINES, Study
 from sasrec.files import write_text
 from sasrec.report import figures
 from sasrec.report.bars import sensitivity as sensitivity_bars
 from sasrec.report.page import render
-from sasrec.report.results import BASELINES, best_method, load_results, load_stats
+from sasrec.report.results import best_method, load_results, load_stats
 from sasrec.report.sensitivity import load_sensitivity
 from sasrec.report.series import load_curves, load_latencies
 from sasrec.report.tables import results_table, summary_csv, summary_rows

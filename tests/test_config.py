@@ -146,7 +146,11 @@ def test_large_whole_numbers_are_taken_as_they_are() -> None:
     [
         (
             {"per_model": {"sasrec": {}, "gsasrec": {}, "cafe": {}, "lsq": {}}},
-            "per_model.lsq: a model cannot have the name of a",
+            "per_model.lsq: a model cannot have the name of a method",
+        ),
+        (
+            {"per_model": {"sasrec": {}, "gsasrec": {}, "cafe": {}, "markov": {}}},
+            "per_model.markov: a model cannot have the name of a baseline",
         ),
         ({"trian": {"lr": 1}}, "unknown key 'trian'; did you mean 'train'?"),
         ({"models": ["sasrecc"]}, "unknown model 'sasrecc'; did you mean 'sasrec'?"),

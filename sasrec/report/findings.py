@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sasrec.config import QuantParams
-from sasrec.report.results import BASELINES, UNTRAINED, Comparison, Results, Variant, best_method
+from sasrec.config import BASELINES, QuantParams
+from sasrec.report.results import UNTRAINED, Comparison, Results, Variant, best_method
 from sasrec.report.tables import percent_text, size_text
 
 BASELINE_WORDS = {

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sasrec.config import BASELINES
 from sasrec.errors import UserError
 from sasrec.files import read_json, write_text
 from sasrec.report import widths as grid
-from sasrec.report.results import BASELINES
 from sasrec.report.scale import scale_table
 from sasrec.report.shapes import shapes
 from sasrec.report.speed import speed

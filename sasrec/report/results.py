@@ -13,14 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sasrec import metrics
-from sasrec.config import EvaluateParams, Study
+from sasrec.config import BASELINES, EvaluateParams, Study
 from sasrec.errors import UserError
 from sasrec.files import read_json
 from sasrec.metrics import Floats
 
 Kind = Literal["model", "control", "method", "baseline"]
 
-BASELINES = ("popularity", "recent_popularity", "markov", "item_knn")
 BASELINE_SEED = 0  # they learn nothing, so that one seed is all
 # Methods that leave the trained weights as they are; the others are trained on, and so is what they are compared with.
 UNTRAINED = frozenset({"ptq", "adaround", "fp16"})
