@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sasrec.compared import Compared
 from sasrec.config import EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, write_json, write_text
-from sasrec.merged import PROTOCOLS, VALUES, Compared, Facts, Grid, Part, Run, changed, changes, control_recipe, facts_of
+from sasrec.merged import PROTOCOLS, VALUES, Facts, Grid, Part, Run, changed, changes, control_recipe, facts_of
 from sasrec.reference import ROOT, differences, named, packed, rank_file, same, unpacked
 from sasrec.report.results import BASELINE_SEED
 

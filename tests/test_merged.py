@@ -10,10 +10,11 @@ import yaml
 from PIL import Image
 
 from sasrec import merging, reference
+from sasrec.compared import between
 from sasrec.config import EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import read_json, sha256, write_json
-from sasrec.merged import between, changed, changes
+from sasrec.merged import changed, changes
 from sasrec.protocol import PROTOCOLS, quality, short_hash
 from sasrec.report import widths, widths_figure
 from sasrec.report.readme import filled
