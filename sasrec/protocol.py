@@ -89,16 +89,18 @@ def flat_metrics(
     ranks: Sequence[Ranks],
     params: EvaluateParams,
     protocol: dict[str, Any],
-    sizes: Mapping[str, float],
+    sizes: Sequence[Mapping[str, float]],
     validation: float | None,
 ) -> dict[str, Any]:
-    """The content of `metrics/<variant>.json`. ranks: one per seed. sizes: bits, bytes, embedding_bytes, weight_bytes.
-    validation: NDCG@10 of the checkpoint on validation, the mean over seeds."""
+    """The content of `metrics/<variant>.json`. Of each seed: ranks; sizes: bits, bytes, embedding_bytes, weight_bytes, of which
+    the mean is taken. validation: NDCG@10 of the checkpoint on validation, the mean over seeds."""
     stacked = {name: np.stack([getattr(r, name) for r in ranks]).astype(np.float64) for name in PROTOCOLS}
     result = quality(stacked, params)
     result["coverage@10"] = round(float(np.mean([r.coverage for r in ranks])), DIGITS)
     result["valid_ndcg@10"] = validation if validation is None else round(validation, DIGITS)
-    result |= {key: int(value) if float(value).is_integer() else round(value, 2) for key, value in sizes.items()}
+    for key in sizes[0]:
+        mean = float(np.mean([own[key] for own in sizes]))
+        result[key] = round(mean) if key.endswith("bytes") or mean.is_integer() else round(mean, 2)
     return result | {"card": short_hash(protocol)}
 
 

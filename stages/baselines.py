@@ -76,7 +76,7 @@ def main(study: Study) -> None:
         scorer = fit(name, store, "test", params)
         ranks = [measure(scorer, "test")]
         size = {"bits": 32, "bytes": scorer.nbytes, "embedding_bytes": 0, "weight_bytes": 0}
-        result = protocol.flat_metrics(ranks, params, card, size, float(metrics.ndcg(validation, 10).mean()))
+        result = protocol.flat_metrics(ranks, params, card, [size], float(metrics.ndcg(validation, 10).mean()))
         protocol.write_ranks(folder, ranks, [0], card)
         write_json(Path("metrics", f"{name}.json"), result)
         print(f"{name}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")

@@ -40,14 +40,15 @@ def main(study: Study, variant: str) -> None:
     store = Sequences.load(Path("data/prepared"))
     params = study.evaluate
     options: dict[str, Any] = {"exclude_seen": params.exclude_seen, "batch_size": params.batch_size}
-    ranks, validation, agreements = [], [], []
+    ranks, manifests, taken, agreements = [], [], [], []
     for seed in study.seeds:
         folder = Path("data/exported", variant, str(seed))
         try:
             model = Recommender.load(folder, study.threads)
         except ArtefactError as error:
             raise UserError(str(error)) from None
-        validation.append(model.manifest["valid_ndcg@10"])
+        manifests.append(model.manifest)
+        taken.append(dataclasses.asdict(sizes(folder)))
         options["asked"] = model.inputs
         agreement = Agreement(simulation(Path("data/models", variant, str(seed))), model)
         ranks.append(rank(agreement.exported, store, "test", model.max_len, **options))
@@ -55,11 +56,13 @@ def main(study: Study, variant: str) -> None:
         gains = [metrics.ndcg(one.full.astype(np.float64), 10).mean() for one in (ranks[-1], expected)]
         agreements.append(agreement.summary() | {"ndcg@10_difference": float(gains[0] - gains[1])})
     card = protocol.card(store.stats, params)
-    result = protocol.flat_metrics(ranks, params, card, dataclasses.asdict(sizes(folder)), float(np.mean(validation)))
+    validation = float(np.mean([manifest["valid_ndcg@10"] for manifest in manifests]))
+    result = protocol.flat_metrics(ranks, params, card, taken, validation)
     protocol.write_ranks(Path("data/evaluated", variant), ranks, study.seeds, card)
     write_json(Path("data/evaluated", variant, "agreement.json"), agreements)
-    # For the report: how each tensor is stored and computed, the same for every seed.
-    described = {key: model.manifest[key] for key in ("tensors", "activations", "products", "float_operators")}
+    # For the report: how each tensor is stored and computed, with the first seed; with others the same, but for widths that
+    # quant.budget_kb or quant.max_drop chose.
+    described = {key: manifests[0][key] for key in ("tensors", "activations", "products", "float_operators")}
     write_json(Path("data/evaluated", variant, "tensors.json"), described)
     write_json(Path("metrics", f"{variant}.json"), result)
     print(f"{variant}: NDCG@10 {result['ndcg@10']:.4f} full, {result['sampled_ndcg@10']:.4f} sampled")

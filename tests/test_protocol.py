@@ -54,8 +54,11 @@ def test_all_three_protocols_are_in_the_metrics_and_the_ranks(tmp_path: Path) ->
     full, sampled, popsampled = np.array([[1, 20], [1, 3], [2, 11]], np.float32)
     ranks = Ranks(full, sampled, popsampled, np.ones(31, np.int64))
     card = protocol.card(STATS, EvaluateParams())
-    values = protocol.flat_metrics([ranks], EvaluateParams(bootstrap=100), card, {"bits": 8}, None)
+    values = protocol.flat_metrics(
+        [ranks], EvaluateParams(bootstrap=100), card, [{"bits": 8, "bytes": 5}, {"bits": 5.5, "bytes": 8}], None
+    )
     assert (values["hr@10"], values["sampled_hr@10"], values["popsampled_hr@10"]) == (0.5, 1.0, 0.5)
+    assert (values["bits"], values["bytes"]) == (6.75, 6)
     assert values["popsampled_ndcg@10"] == round(1 / np.log2(3) / 2, 5)
     assert values["popsampled_mrr"] == round((1 / 2 + 1 / 11) / 2, 5)
     protocol.write_ranks(tmp_path, [ranks], [7], card)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from sasrec.config import Columns
-from sasrec.data.categories import BadCategory
+from sasrec.data.categories import BadCategory, as_text
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found, find
 from sasrec.data.explain import LARGEST, PROBLEMS, bad_line, open_text, quote, time_kind
@@ -162,10 +162,18 @@ def _table(
         for what in ("user", "item"):
             if at[what].null_count:
                 raise bad(what, _first(_missing(at[what]), len(found)), "id is missing")
-            at[what] = _ids(path, what, at[what])
+            try:
+                at[what] = _ids(path, what, at[what])
+            except pa.ArrowInvalid as error:
+                raise bad(what, None, f"ids are not text ({error})") from None
         ratings = None
         if "rating" in at:
             ratings = _ratings(at["rating"], len(found), bad)
+        if "category" in at:
+            try:
+                at["category"] = as_text(at["category"])
+            except (ValueError, pa.ArrowInvalid) as error:
+                raise bad("category", None, f"is not text ({error})") from None
         begin = len(found)
         try:
             found.add(at["user"], at["item"], at.get("timestamp"), ratings, at.get("category"))

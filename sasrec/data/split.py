@@ -45,11 +45,16 @@ def split(interactions: Interactions, params: PrepareParams, times: str) -> Spli
 
 def leave_one_out(offsets: Array) -> Split:
     """The last item of a user is the test target, the last but one the validation target, the rest is for training;
-    users with fewer than 3 interactions train on everything."""
+    users with fewer than 3 interactions train on everything. Raises UserError where nothing is left to train on."""
     ends = offsets[1:]
     users = np.flatnonzero(np.diff(offsets) >= EVALUABLE)
     train_ends = ends.copy()
     train_ends[users] -= 2
+    if (train_ends - offsets[:-1]).max() < 2:
+        raise UserError(
+            "nothing is left to train on: no user has two interactions besides the last two, which are held out for validation "
+            "and test; give more data, or set prepare.split to temporal"
+        )
     validation, test = (np.stack([users, ends[users] - before], 1) for before in (2, 1))
     return Split(train_ends, validation, test, {"split": "leave_one_out"})
 

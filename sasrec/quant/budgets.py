@@ -1,7 +1,7 @@
 """Mixed widths beside uniform ones: what each assignment of widths to weights and tables costs, after rounding alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -50,9 +50,7 @@ def assignments(
             own = joint_rise(model, quant, histories, best[2], validation) - full
             rows.append(Assignment("budget", bits, best[0], own, best[2]))
         if bits in match and rise > 0:
-            limited = replace(quant, max_drop=rise)
-            last = joint_rise(model, quant, histories, found[-1][2], validation) - full
-            if last <= rise:
-                chosen, own = smallest_within(model, limited, histories, found, validation, full)
+            chosen, own = smallest_within(model, quant, histories, found, validation, full, rise)
+            if own <= rise:
                 rows.append(Assignment("same loss", bits, chosen[0], own, chosen[2]))
     return rows

@@ -1,6 +1,6 @@
 """What rounding each tensor alone does to the validation loss, and mixed widths chosen from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,16 +85,17 @@ class Validation:
 
 
 def measure(
-    model: nn.Module,
+    model: Any,
     validation: Validation,
     quant: QuantParams,
     histories: Sequence[Histories],
     widths: Sequence[int],
     kinds: Sequence[str] = ("table", "weight", "activation"),
+    given: Mapping[str, int] | None = None,
 ) -> tuple[float, list[Cost]]:
     """The full-precision model's validation loss, and the cost of every tensor of those kinds at each width: each alone is
-    rounded to the nearest, the rest stays in full precision. histories: what activations are calibrated on. The model must
-    not have quantizers, and has none after."""
+    rounded to the nearest, the rest stays in full precision. histories: what activations are calibrated on. given: widths of
+    tensors that have no others (32: full precision). The model must not have quantizers, and has none after."""
     full = validation.loss(model)
     weights = tensors(model)
     found = []
@@ -102,28 +103,37 @@ def measure(
     model.eval()  # what activations are calibrated on has no dropout
     with torch.no_grad(), attach.recording(model) as recorders:
         for batch in histories:
-            model.encode(batch)  # type: ignore[operator]
+            model.encode(batch)
     model.train(mode)
+    fixed = given or {}
+    scored = [part.table for part in model.scoring_parts]
+    large = {table.weight_tap for table in (*model.item_tables, *scored)}
     for name, tap in taps(model).items():
         if tap.kind not in kinds:
             continue
-        for bits in widths:
+        for bits in [fixed[name]] if name in fixed else widths:
             if tap.kind == "activation" and bits < 2:
                 continue
             stop_if_orphaned()
+            if bits == attach.FULL_PRECISION:
+                found.append(Cost(name, tap.kind, bits, 4 * tap.rows * tap.features, 0.0))
+                continue
             alone = replace(quant, overrides=dict.fromkeys(taps(model), attach.FULL_PRECISION) | {name: bits}, preset="all")
             (quantizer,) = attach.build(model, alone, Nearest, None).values()
             quantizer.initialize(weights[name].detach() if name in weights else recorders[name].sample())
             tap.quantizer = quantizer
             rise = validation.loss(model) - full
             tap.quantizer = None
-            found.append(Cost(name, tap.kind, bits, stored_bytes(tap.rows, tap.features, bits, quantizer.per_row), rise))
+            size = stored_bytes(tap.rows, tap.features, bits, quantizer.per_row, tap in large)
+            found.append(Cost(name, tap.kind, bits, size, rise))
     return full, found
 
 
-def stored_bytes(rows: int, features: int, bits: int, per_row: bool) -> int:
-    """Packed codes and float32 scales of a weight or table; 0 for an activation, which has no rows."""
-    return (rows * features * bits + 7) // 8 + 4 * (rows if per_row else 1) * (rows > 0)
+def stored_bytes(rows: int, features: int, bits: int, per_row: bool, large: bool = False) -> int:
+    """Packed codes and scales of a weight or table, as an exported model has them; 0 for an activation, which has no rows.
+    large: whether it is a table with a file of its own, where a scale by row takes 16 bits, elsewhere 32."""
+    scales = (2 if large else 4) * rows if per_row else 4 * (rows > 0)
+    return (rows * features * bits + 7) // 8 + scales
 
 
 def front(costs: Sequence[Cost]) -> list[tuple[int, float, dict[str, int]]]:
@@ -157,8 +167,7 @@ def mixed(
         return quant
     device = next(model.parameters()).device
     validation = Validation(store, model.params.max_len, device, asked=asked_by(model))
-    full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"))
-    costs = [cost for cost in costs if quant.overrides.get(cost.tensor, cost.bits) == cost.bits]
+    full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"), quant.overrides)
     found = front(costs)
     if quant.budget_kb is not None:
         fitting = [each for each in found if each[0] <= 1000 * quant.budget_kb]
@@ -170,7 +179,13 @@ def mixed(
         chosen = fitting[-1]
         rise = joint_rise(model, quant, histories, chosen[2], validation) - full
     else:
-        chosen, rise = smallest_within(model, quant, histories, found, validation, full)
+        limit = float(quant.max_drop or 0)
+        chosen, rise = smallest_within(model, quant, histories, found, validation, full, limit)
+        if rise > limit:
+            raise UserError(
+                f"params.yaml: quant.max_drop: no assignment stays within {limit:g}; with all weights and tables at "
+                f"{WIDTHS[-1]} bits and activations at theirs the validation loss rises by {rise:.4f}"
+            )
     widths = ", ".join(f"{name} {bits}" for name, bits in chosen[2].items())
     log(f"mixed widths, {chosen[0] / 1000:.1f} kB, validation loss {rise:+.4f} after rounding: {widths}")
     return replace(quant, overrides={**chosen[2], **quant.overrides})
@@ -194,16 +209,14 @@ def smallest_within(
     found: list[tuple[int, float, dict[str, int]]],
     validation: Validation,
     full: float,
+    limit: float,
 ) -> tuple[tuple[int, float, dict[str, int]], float]:
-    """By bisection over the front, measuring the whole model: the smallest whose rise is within `quant.max_drop`."""
-    limit = float(quant.max_drop or 0)
+    """By bisection over the front, measuring the whole model: the smallest whose rise is within `limit`, and its rise; the
+    largest where none is."""
     low, high = 0, len(found) - 1
     rise = joint_rise(model, quant, histories, found[high][2], validation) - full
     if rise > limit:
-        raise UserError(
-            f"params.yaml: quant.max_drop: no assignment stays within {limit:g}; with all weights and tables at {WIDTHS[-1]} "
-            f"bits and activations at theirs the validation loss rises by {rise:.4f}"
-        )
+        return found[high], rise
     while low < high:
         middle = (low + high) // 2
         own = joint_rise(model, quant, histories, found[middle][2], validation) - full

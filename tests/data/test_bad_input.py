@@ -260,7 +260,7 @@ def test_a_file_with_the_name_of_the_note(refused: Refused, project: Path) -> No
 
 def test_an_id_that_could_not_be_read_back(refused: Refused, project: Path) -> None:
     for user, item in (("u", "i" * 140_000), ("u" * 140_000, "i")):
-        (project / "mine.csv").write_text(f"user,item\n{user},{item}\n{user},b\n{user},c\n")
+        (project / "mine.csv").write_text(f"user,item\n{user},{item}\n{user},b\n{user},c\n{user},d\n")
         assert "an id of 140000 characters, beyond the 131072" in refused(**own("mine.csv"))
 
 

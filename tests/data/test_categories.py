@@ -157,6 +157,16 @@ def test_a_cell_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, cell: s
         READERS["table"](path, DatasetParams(name="file"), None)
 
 
+@pytest.mark.parametrize("timestamp", [True, False])
+@pytest.mark.parametrize(("name", "words"), [("category", "category is not text"), ("item", "item ids are not text")])
+def test_bytes_that_are_no_text_are_blamed_on_their_column(name: str, words: str, timestamp: bool, tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"user": ["u", "u"], "item": [b"i", b"j"], "category": [b"a", b"b"]}
+    columns[name] = [b"a", b"\xff\xfe"]
+    pyarrow.parquet.write_table(pa.table(columns | ({"timestamp": [1, 2]} if timestamp else {})), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet: the {words} \(Invalid UTF8"):
+        READERS["parquet"](tmp_path / "a.parquet", DatasetParams(name="file"), None)
+
+
 def test_objects_in_parquet_and_lists_beside_names_in_json_lines_are_named_by_their_row(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"user": ["u"], "item": ["i"], "category": [{"id": 1}]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet, row 1: the category is an object"):

@@ -34,6 +34,13 @@ def test_leave_one_out() -> None:
     assert split.validation.tolist() == [[0, 2], [2, 7]] and split.test.tolist() == [[0, 3], [2, 8]]
 
 
+def test_leave_one_out_needs_something_to_train_on() -> None:
+    """Of three interactions one is left, which is followed by nothing."""
+    with pytest.raises(UserError, match="nothing is left to train on"):
+        leave_one_out(np.array([0, 3, 6, 7]))
+    assert leave_one_out(np.array([0, 3, 6, 8])).train_ends.tolist() == [1, 4, 8]
+
+
 def test_two_cuts_in_time_for_all_users() -> None:
     # Ten interactions: the last two are at 8 and 9, the two before at 6 and 7.
     split = cut([[0, 1, 2, 8], [3, 4, 6, 9], [5, 7]])

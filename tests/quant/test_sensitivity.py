@@ -1,6 +1,8 @@
 """What rounding costs, tensor by tensor, and the widths that are chosen from it."""
 
+import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from sasrec.config import ModelParams, QuantParams, TrainParams
+from sasrec.deploy.artefact import Item, export
 from sasrec.errors import UserError
 from sasrec.models.sasrec import SASRec
+from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.budgets import assignments
+from sasrec.quant.frozen import tensors
 from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, front, joint_rise, measure, mixed, smallest_within, stored_bytes
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
@@ -62,7 +67,8 @@ def test_each_tensor_is_rounded_alone(trained: SASRec, validation: Validation) -
         assert list(attach.quantizers(trained)) == [tensor]
         assert named[tensor, 2].rise == pytest.approx(validation.loss(trained) - full, abs=1e-5)
         attach.place(trained, {})
-    assert named["item_table.weight", 2].bytes == 41 * 16 * 2 // 8 + 41 * 4
+    assert named["item_table.weight", 2].bytes == 41 * 16 * 2 // 8 + 41 * 2
+    assert named["position_table.weight", 2].bytes == 10 * 16 * 2 // 8 + 10 * 4
     assert named["final", 2].bytes == 0
     assert named["item_table.weight", 2].rise > named["item_table.weight", 4].rise
 
@@ -85,13 +91,17 @@ def test_front_by_hand() -> None:
 
 def test_sizes() -> None:
     assert stored_bytes(3, 5, 3, True) == 6 + 12  # 45 bits
-    assert stored_bytes(3, 5, 3, False) == 6 + 4
+    assert stored_bytes(3, 5, 3, True, large=True) == 6 + 6
+    assert stored_bytes(3, 5, 3, False) == stored_bytes(3, 5, 3, False, large=True) == 6 + 4
     assert stored_bytes(0, 64, 4, False) == 0
 
 
 def bytes_of(quant: QuantParams, model: SASRec) -> int:
     weights = {name: tensor for name, tensor in model.named_parameters() if name in quant.overrides}
-    return sum(stored_bytes(len(w), w.shape[1], quant.overrides[name], True) for name, w in weights.items())
+    return sum(
+        stored_bytes(len(w), w.shape[1], quant.overrides[name], True, name == "item_table.weight")
+        for name, w in weights.items()
+    )
 
 
 @pytest.mark.parametrize("budget", [1.8, 2.5, 3.0])
@@ -116,15 +126,14 @@ def test_drop(store: SmallStore, trained: SASRec, validation: Validation) -> Non
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
-@pytest.mark.parametrize(("limit", "chosen"), [(9.0, 0), (0.7, 0), (0.65, 1), (0.3, 4), (0.25, 5), (0.1, 6)])
+@pytest.mark.parametrize(("limit", "chosen"), [(9.0, 0), (0.7, 0), (0.65, 1), (0.3, 4), (0.25, 5), (0.1, 6), (0.05, 6)])
 def test_the_smallest_within_a_limit_by_hand(
     trained: SASRec, validation: Validation, limit: float, chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rises = [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     found = [(10 * i, 0.0, {"a": i}) for i in range(7)]
     monkeypatch.setattr("sasrec.quant.sensitivity.joint_rise", lambda *given: 2.0 + rises[given[3]["a"]])
-    quant = dataclasses.replace(QUANT, max_drop=limit + 1e-6)
-    best, rise = smallest_within(trained, quant, HISTORIES, found, validation, 2.0)
+    best, rise = smallest_within(trained, QUANT, HISTORIES, found, validation, 2.0, limit + 1e-6)
     assert best == found[chosen] and rise == pytest.approx(rises[chosen])
 
 
@@ -183,17 +192,31 @@ def test_costs_do_not_depend_on_dropout(trained: SASRec, validation: Validation)
     assert trained.training
 
 
-def test_a_width_that_is_given_is_part_of_what_a_budget_holds(
-    store: SmallStore, trained: SASRec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """b at 8 bits takes 400 bytes and a 10 at least."""
-    monkeypatch.setattr("sasrec.quant.sensitivity.measure", lambda *_: (2.0, COSTS))
-    monkeypatch.setattr("sasrec.quant.sensitivity.joint_rise", lambda *_: 2.1)
-    quant = dataclasses.replace(QUANT, overrides={"b": 8}, budget_kb=0.25)
-    with pytest.raises(UserError, match=r"quant.budget_kb: 0.25 kB do not hold .* the least is 0.4 kB"):
-        mixed(trained, store, quant, HISTORIES, lambda line: None)
-    found = mixed(trained, store, dataclasses.replace(quant, budget_kb=0.41), HISTORIES, lambda line: None)
-    assert found.overrides == {"a": 2, "b": 8}
+@pytest.mark.parametrize(("bits", "size"), [(1, 82 + 82), (5, 410 + 82), (8, 656 + 82), (32, 4 * 656)])
+def test_a_width_that_is_given_is_part_of_what_a_budget_holds(bits: int, size: int, store: SmallStore, trained: SASRec) -> None:
+    """Any width, and full precision, not those alone that are chosen from. 41 x 16 entries."""
+    quant = dataclasses.replace(QUANT, overrides={"item_table.weight": bits})
+    others = [tensors(trained)[name] for name, tap in taps(trained).items() if tap.kind != "activation"]
+    least = size + sum(stored_bytes(len(w), w.shape[1], 2, True) for w in others if len(w) != 41)
+    with pytest.raises(UserError, match=rf"the least is {least / 1000:.1f} kB"):
+        mixed(trained, store, dataclasses.replace(quant, budget_kb=(least - 1) / 1000), HISTORIES, lambda line: None)
+    found = mixed(trained, store, dataclasses.replace(quant, budget_kb=least / 1000), HISTORIES, lambda line: None)
+    assert found.overrides.pop("item_table.weight") == bits and set(found.overrides.values()) == {2}
+
+
+def test_bytes_are_those_of_the_exported_model(store: SmallStore, trained: SASRec, tmp_path: Path) -> None:
+    logged: list[str] = []
+    quant = mixed(trained, store, dataclasses.replace(QUANT, budget_kb=2.5), HISTORIES, logged.append)
+    model = copy.deepcopy(trained)
+    attach.attach(model, quant, *attach.load_method("ptq", None))
+    attach.calibrate(model, HISTORIES)
+    frozen = attach.freeze(model)
+    attach.place(model, {})
+    sizes = export(tmp_path, model, frozen, [Item(str(i)) for i in range(40)], {})
+    assert f", {(sizes.embedding_bytes + sizes.weight_bytes) / 1000:.1f} kB," in logged[0]
+    _, costs = measure(trained, Validation(store, 10, torch.device("cpu")), quant, HISTORIES, (), given=quant.overrides)
+    by_kind = {kind: sum(cost.bytes for cost in costs if cost.kind == kind) for kind in ("table", "weight")}
+    assert by_kind == {"table": sizes.embedding_bytes, "weight": sizes.weight_bytes}
 
 
 def test_widths_of_activations_that_are_given_count_in_what_is_measured(trained: SASRec, validation: Validation) -> None:

@@ -64,7 +64,7 @@ def write_variant(name: str, seeds: tuple[int, ...] = (0,), card: object = None)
         "weight_bytes": 3_000,
     }
     validation = {"ptq": 0.3, "lsq": 0.4}.get(name, 0.5)
-    write_json(f"metrics/{name}.json", protocol.flat_metrics(results, EVALUATE, protocol_card, size, validation))
+    write_json(f"metrics/{name}.json", protocol.flat_metrics(results, EVALUATE, protocol_card, [size], validation))
     protocol.write_ranks(Path("data/evaluated", name), results, seeds, protocol_card)
     agreement = {"users": 4, "steps": 1 if name == "lsq" else 0, "same_top10": 0.999, "ndcg@10_difference": -0.0001}
     write_json(Path("data/evaluated", name, "agreement.json"), [agreement for _ in seeds])
