@@ -60,7 +60,8 @@ def fingerprint(*parts: Any) -> str:
     """A short name for everything a run depends on, the loaded code of this package and the version of torch included: a
     resume file is only ever taken up by the same run."""
     loaded = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    code = {name: sha256(file) for name, file in loaded.items() if file and name.split(".")[0] in ("sasrec", "stages")}
+    own = ("sasrec", "stages", "__main__")  # the last is the stage that runs
+    code = {name: sha256(file) for name, file in loaded.items() if file and name.split(".")[0] in own and Path(file).is_file()}
     text = json.dumps([parts, code, torch.__version__], sort_keys=True, default=lambda value: dataclasses.asdict(value))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

@@ -6,7 +6,7 @@ mean loss, and how often the target scores higher than one random negative (pair
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,9 @@ class Result:
     second: Tensor | None = None  # (), of a second task
 
 
-def needs_negatives(params: TrainParams) -> str:
-    """'batch': params.negatives items shared by the whole batch; 'sequence': shared by the positions of one sequence;
-    'each': a draw per position; 'none' for cross-entropy.
+def negatives_per(params: TrainParams) -> Literal["batch", "sequence", "each", "none"]:
+    """What one draw of negatives serves. 'batch': params.negatives items shared by the whole batch; 'sequence': shared by the
+    positions of one sequence; 'each': a draw per position; 'none' for cross-entropy.
 
     gBCE cannot share them with the whole batch: what is drawn is then pushed away by every position at once, and the scores
     swing instead of settling (measured: it never leaves the level of popularity on MovieLens-1M).
@@ -169,7 +169,7 @@ def compute(
             states, negative, negatives = states[places], negative[places], negatives[places // length]
     positive = score(states, targets[:, None]).squeeze(-1)
     accuracy = pairwise_accuracy(positive, negative[:, 0], real)
-    if needs_negatives(params) in ("batch", "sequence"):
+    if negatives_per(params) in ("batch", "sequence"):
         # A shared negative may be a position's own target.
         negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
     if params.loss == "bce":

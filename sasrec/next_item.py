@@ -20,7 +20,7 @@ class NextItem:
     def __init__(self, model: Any, params: TrainParams, store: Any, device: torch.device) -> None:
         self.params, self.device = params, device
         self.sampler = NegativeSampler(store, params.negatives_from == "unseen", params.negative_sampling == "popularity")
-        self.kind = losses.needs_negatives(params)
+        self.kind = losses.negatives_per(params)
         self.objective = of(model, params, store)
 
     def negatives(self, users: Ints, rng: np.random.Generator) -> Ints:

@@ -62,7 +62,9 @@ class Progress:
 class Extras:
     """What a quantization method adds to plain training. parameters: its own by their rate, without weight
     decay and outside norm clipping. weights: those that stand in the place of the model's, trained as those are. penalty:
-    added to the loss. step: what the loss of a step is worked out within. on_epoch: called before each. on_resume: called with
+    added to the loss. step: what the loss of a step is worked out within. on_epoch: called before each. refresh:
+    called every few steps, and before a validation, to renew what is buffered of whole tables. draws: whether steps draw from
+    generators of their own, which steps that are captured once cannot. on_resume: called with
     the epochs done, before the state of a killed run is loaded. candidates_from: the first epoch that may be the best
     checkpoint. distill: (loss, states, histories, windows, places of real positions, targets) of a batch -> what becomes of the
     loss."""
@@ -144,7 +146,7 @@ class Trainer:
         progress, best = self._restore(resume, key) if resume else (Progress(), None)
         if progress.epoch:
             log(f"resuming after epoch {progress.epoch}")
-        elif self.validate_start:
+        elif self.validate_start or not self.params.epochs:  # the start is then all there is
             self.extras.refresh()
             loss, accuracy, ndcg = self.validate()
             best = self._note(progress, Row(0, 0.0, None, loss, None, accuracy, ndcg), best)

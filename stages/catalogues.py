@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,7 @@ def steps(made: list[Trainer], rounds: int) -> list[float]:
         for own, each in zip(times, made, strict=True):
             each.model.train()
             began = time.process_time()
-            result, _ = each._loss(batch, rng)
-            each.descend(result.loss)
+            each._step(partial(each._loss, batch, rng), BATCH * LENGTH)
             if number >= WARM:
                 own.append(1000 * (time.process_time() - began))
     return [statistics.median(own) for own in times]

@@ -209,7 +209,7 @@ def test_every_loss_reaches_every_weight_of_the_model(loss: str, tied: bool) -> 
     params = TrainParams(loss=loss, negatives=3)  # type: ignore[arg-type]
     histories = torch.randint(1, 21, (5, 6))
     states, targets, places = model.encode(histories), torch.randint(1, 21, (30,)), torch.arange(30)
-    shape = {"batch": (3,), "sequence": (5, 3)}.get(losses.needs_negatives(params), (30, 3))
+    shape = {"batch": (3,), "sequence": (5, 3)}.get(losses.negatives_per(params), (30, 3))
     if len(shape) == 1 or shape[0] == 30:
         states = states.flatten(0, 1)
     result = losses.compute(

@@ -157,6 +157,12 @@ def test_the_best_checkpoint_on_validation_is_what_remains(chains: SmallStore) -
     assert again == pytest.approx(progress.best_ndcg, abs=1e-9)
 
 
+def test_without_epochs_the_start_is_what_is_recorded(chains: SmallStore) -> None:
+    model, progress = train(chains, dataclasses.replace(FAST, epochs=0))
+    assert same(model, fresh().eval()) and [row.epoch for row in progress.rows] == [0]
+    assert progress.best_ndcg == Trainer(fresh(), chains, FAST, 0, device=CPU).validate()[2]
+
+
 def test_sampled_validation_scores_the_candidates_alone(chains: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = train(chains, FAST)
     ranks = evaluation.rank(evaluation.model_scorer(model), chains, "validation", 10).sampled

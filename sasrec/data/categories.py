@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sasrec.data.columns import WORDS
 from sasrec.data.spool import CHUNK
 from sasrec.data.table import Numbers
 
@@ -27,7 +28,6 @@ Categories = dict[str, tuple[str, ...]]
 MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "\\N", "(no genres listed)"))
 
 SURE, LIKELY = ("|", ">"), (";", ",")
-WORDS = {"comma": ",", "pipe": "|", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
 
 TOKEN = re.compile(
     r"""\s*(?:(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?P<mark>[\[\]{},])|(?P<bare>[^\s'"\[\]{},][^\[\]{},]*))"""

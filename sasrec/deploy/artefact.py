@@ -26,6 +26,7 @@ from sasrec.data.sequences import joined
 from sasrec.deploy import side
 from sasrec.deploy.coarse_to_fine import CoarseToFineEncoder
 from sasrec.deploy.encoder import Encoder
+from sasrec.deploy.graph import float_operators
 from sasrec.deploy.recommender.manifest import FORMAT, digest
 from sasrec.deploy.recommender.model import SHORTLIST
 from sasrec.deploy.scorer import scorer
@@ -122,7 +123,7 @@ def export(
         "tensors": storage.tensors,
         "activations": {name: item.grid.bits for name, item in frozen.items() if item.codes is None},
         "products": encoder.products,
-        "float_operators": encoder.float_operators,
+        "float_operators": float_operators(contents["encoder.onnx"]),
         "sizes": dataclasses.asdict(_sizes(model, storage, size)),
         "files": {name: {"bytes": len(content), "sha256": sha256(folder / name)} for name, content in contents.items()},
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sasrec.deploy.encoder import Encoder, Value, float_operators
+from sasrec.deploy.encoder import Encoder, Value
 from sasrec.deploy.graph import Graph
 from sasrec.deploy.indices import index_of
 from sasrec.deploy.storage import Storage
@@ -29,7 +29,3 @@ class CoarseToFineEncoder:
         intent_state = coarse.state(graph.node("Gather", intents, "items"))
         both = graph.node("Add", fine.state("items"), intent_state)
         return fine.tap(graph.node("Concat", both, intent_state, axis=-1), "final")
-
-    @property
-    def float_operators(self) -> dict[str, int]:
-        return float_operators(self.graph)

@@ -23,8 +23,6 @@ from sasrec.models.taps import Linear, Table
 from sasrec.quant.frozen import FrozenTensor
 from sasrec.quant.grid import Grid
 
-# Norms, the softmax, sums and what is done element by element stay in float32; the rest moves or rounds.
-FLOAT_OPERATORS = ("LayerNormalization", "Softmax", "Add", "Mul", "Div", "Relu", "Clip")
 LAST = np.iinfo(np.int64).max
 
 
@@ -45,12 +43,6 @@ class Value:
     @property
     def type(self) -> str:
         return "uint8" if self.is_integer else "float32"
-
-
-def float_operators(graph: Graph) -> dict[str, int]:
-    """How many operators of each kind compute in float32, matrix products aside."""
-    kinds = [node.op_type for node in graph.nodes]
-    return {kind: kinds.count(kind) for kind in FLOAT_OPERATORS if kind in kinds}
 
 
 INT8, WIDE, FLOAT = "int8", "integers in float32", "float32"
@@ -109,10 +101,6 @@ class Encoder:
         if self.model.final_norm is not None:
             state = self._norm(state, self.model.final_norm)
         return state
-
-    @property
-    def float_operators(self) -> dict[str, int]:
-        return float_operators(self.graph)
 
     # Places of the model
 

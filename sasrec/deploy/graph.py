@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 # QuantizeLinear of opset 21 has an attribute that onnxruntime leaves behind when it rewrites signed to unsigned activations,
 # and then refuses the model; 20 has all that is needed here.
@@ -22,7 +22,21 @@ TYPES = {
     "int64": TensorProto.INT64,
 }
 
+# What computes; the rest moves, rounds, or is a matrix product. With float32 it is what an integer model leaves in floating
+# point.
+ARITHMETIC = (
+    "LayerNormalization", "Softmax", "Add", "Sub", "Mul", "Div", "ReduceMax", "ReduceSum", "Max", "Min", "Relu", "Clip",
+)  # fmt: skip
+
 Shape = Sequence[int | str]
+
+
+def float_operators(content: bytes) -> dict[str, int]:
+    """How many operators of each kind a serialized graph computes in float32, matrix products aside."""
+    graph = shape_inference.infer_shapes(onnx.load_model_from_string(content)).graph
+    floats = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    kinds = [node.op_type for node in graph.node if node.output[0] in floats]
+    return {kind: kinds.count(kind) for kind in ARITHMETIC if kind in kinds}
 
 
 class Graph:

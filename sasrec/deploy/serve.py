@@ -24,13 +24,14 @@ def listen(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # Of a protocol of 0 asyncio would not know that it is TCP, and small answers would wait for acknowledgements.
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, kind, protocol, _, (own, given, *more) in dict.fromkeys(found):
             listener = socket.socket(family, kind, protocol)
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
+            # Of a port that the system chooses, all have the first one's.
+            listener.bind((own, given or (listeners[0].getsockname()[1] if listeners[1:] else 0), *more))
             listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:
         for listener in listeners:
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ArtefactError, UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"serving {', '.join(models)} at http://{given.host}:{listeners[0].getsockname()[1]}/", flush=True)
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    print(f"serving {', '.join(models)} at http://{host}:{listeners[0].getsockname()[1]}/", flush=True)
     config = uvicorn.Config(
         Service(models).app(),
         backlog=BACKLOG,

@@ -20,7 +20,7 @@ from sasrec.guardian import stop_if_orphaned
 from sasrec.mapping import within
 from sasrec.models.events import Histories, ids
 from sasrec.models.taps import Linear, Place, Table, taps
-from sasrec.quant.attach import quantizers, recording
+from sasrec.quant.attach import load_method, quantizers, recording
 from sasrec.quant.frozen import tensors
 from sasrec.quant.layers import STATES, inputs_of, is_looked_up
 from sasrec.quant.quantizer import FixedScale, Quantizer
@@ -55,6 +55,9 @@ class Options:
         within("positions", self.positions, 1)
         within("samples", self.samples, 1)
         within("regularizer", self.regularizer, 0)
+        if self.after is not None:
+            # Now, so that a mistake is named before anything is trained, and a resume file names the method's code, too.
+            load_method(self.after, self.after_options, "methods.adaround.after_options")
 
 
 class AdaRound(FixedScale):

@@ -28,24 +28,33 @@ BATCH_SAMPLE = 25_000
 
 
 class Method(Protocol):
-    """What a module `sasrec/quant/<method>.py` provides; `binary(place, bits, per_row)`, too, where it has a way of its own
-    for 1 bit; `check(model, quant, options)`, which raises UserError, where not every model or recipe suits; and
-    `prepare(options, store, seed)`, what `build` takes for its options, where those need the data or the seed."""
+    """What a module `sasrec/quant/<method>.py` provides. Where it differs from most, also
+
+    - `QUANTIZES = False`: it puts no quantizers on the model, and `build` is not asked;
+    - `RATES`, where Options has an `lr` that may be None: that of a quantizer's parameters by its width (`quant.rates`);
+    - `binary(place, bits, per_row, options)`: its own way for 1 bit;
+    - `check(model, quant, options)`, which raises UserError: not every model or recipe suits;
+    - `prepare(options, store, seed)`: what `build` takes for its options, where those need the data or the seed;
+    - `reconstruct(model, histories, options, seed)`: what comes after calibration, or training; with `reconstructs(options)`
+      only where that is true;
+    - `Options.after`, a method that trains first, with `Options.after_options`, and `take_over(model)`, which then puts this
+      method's quantizers in the place of that one's.
+    """
 
     Options: type
     TRAINS: bool  # whether the model is trained on with the quantizers in place
-    # Where options have an `lr` that may be None, `RATES`, too: that of a quantizer's parameters by its width (`quant.rates`).
 
     @staticmethod
     def build(place: Place, bits: int, per_row: bool, options: Any) -> Quantizer | None: ...
 
 
-def load_method(name: str, options: Any) -> tuple[Any, Any]:
-    """The module of a method and its options from the section `methods.<name>`. Raises UserError."""
+def load_method(name: str, options: Any, where: str | None = None) -> tuple[Any, Any]:
+    """The module of a method and its options, from the section `methods.<name>` unless `where` names another. Raises
+    UserError."""
     if name not in (known := known_methods()):
         raise unknown("method", name, known)
     module = importlib.import_module(f"sasrec.quant.{name}")
-    return module, from_mapping(module.Options, options, f"methods.{name}")
+    return module, from_mapping(module.Options, options, where or f"methods.{name}")
 
 
 def width(place: Place, params: QuantParams) -> int:
@@ -76,7 +85,7 @@ def width(place: Place, params: QuantParams) -> int:
 def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> dict[str, Quantizer]:
     """A quantizer of `method` for every tap of `model` that gets one, by the tap's name; none is initialized or in place.
 
-    Raises UserError for an override of a tensor that the model does not have, or an activation below 2 bits.
+    Raises UserError for an override of a tensor that the model does not have, or of a weight or an activation below 2 bits.
     """
     all_taps = taps(model)
     if not getattr(method, "QUANTIZES", True):
@@ -90,10 +99,7 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
             continue
         rows = {"weight": params.weights, "table": params.table, "activation": "per_tensor"}[place.kind]
         per_row = rows == "per_row"
-        if bits == 1:
-            quantizer: Quantizer | None = getattr(method, "binary", BinaryQuantizer)(place, bits, per_row)
-        else:
-            quantizer = method.build(place, bits, per_row, options)
+        quantizer = build_one(place, bits, per_row, method, options)
         if quantizer is None:
             continue
         if place.stream and params.stream == "per_feature":
@@ -102,6 +108,15 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
         quantizer.stochastic = place.kind == "table" and params.table_rounding == "stochastic"
         built[name] = quantizer.to(next(model.parameters()).device)
     return built
+
+
+def build_one(place: Place, bits: int, per_row: bool, method: Any, options: Any) -> Quantizer | None:
+    """The quantizer of `method` for one place; None where it leaves that in full precision."""
+    if bits > 1:
+        return method.build(place, bits, per_row, options)
+    if hasattr(method, "binary"):
+        return method.binary(place, bits, per_row, options)
+    return BinaryQuantizer(place, bits, per_row)
 
 
 def place(model: nn.Module, built: dict[str, Quantizer]) -> None:

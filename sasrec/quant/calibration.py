@@ -9,8 +9,8 @@ from sasrec.models.events import Histories, asked_by, gather
 
 
 def calibration(store: Any, model: Any, batch_size: int, batches: int, seed: int, device: torch.device) -> list[Histories]:
-    """The first `batches` batches of the first epoch of a seed, (batch, length) each, with what `model` asks for of each
-    event."""
+    """The ends of the histories in the first `batches` batches of epoch 0, which no training has (it begins with 1): (batch,
+    length) each, with what `model` asks for of each event."""
     drawn = epoch_batches(store, model.params.max_len, batch_size, False, seed, 0, "shuffled").batches
     asked = asked_by(model)
     return [

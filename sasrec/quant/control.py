@@ -5,8 +5,6 @@ What a method gains over the checkpoint may be the longer training alone; agains
 
 from dataclasses import dataclass
 
-from sasrec.models.taps import Place
-
 TRAINS = True
 # Not even to one bit, where the quantizer is the same for every method.
 QUANTIZES = False
@@ -15,7 +13,3 @@ QUANTIZES = False
 @dataclass(frozen=True)
 class Options:
     """None."""
-
-
-def build(place: Place, bits: int, per_row: bool, options: Options) -> None:
-    return None

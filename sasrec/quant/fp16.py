@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from sasrec.errors import UserError
-from sasrec.models.taps import Place
 from sasrec.quant.frozen import tensors
 
 TRAINS = False
@@ -17,10 +16,6 @@ QUANTIZES = False
 @dataclass(frozen=True)
 class Options:
     """None."""
-
-
-def build(place: Place, bits: int, per_row: bool, options: Options) -> None:
-    return None
 
 
 @torch.no_grad()

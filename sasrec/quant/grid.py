@@ -49,7 +49,8 @@ class Grid:
     """Values scale * levels[code] + shift.
 
     bits: width of a code. levels: (n,) float32, strictly ascending integers, at most 2^bits; consecutive ones for a
-    uniform grid. scale, shift: float32 of shape () or (rows, 1), per row of the tensor. A power-of-two grid has integer
+    uniform grid. scale, shift: float32 of shape () or (rows, 1), per row of the tensor; the scale of
+    a stream's activation also (features,). A power-of-two grid has integer
     levels too, in units of its smallest term; so any product of levels is exact in integers.
     """
 

@@ -26,6 +26,8 @@ from sasrec.quant.quantizer import (
 TRAINS = True
 # Of `methods.lsq.lr`, where it is empty, by the width of each tensor.
 RATES = {1: 0.01, 3: 0.003, 6: 0.001}
+# Values that a zero point is searched on.
+SEARCHED = 20_000
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ def offset_start(values: Tensor, low: int, high: int, candidates: int = 16) -> t
     plain grid, the step is then searched alone.
     """
     x = values.detach().float().flatten()
-    some = x[:: max(1, len(x) // 20_000)]
+    some = x
+    if len(x) > SEARCHED:
+        # Drawn, not every n-th: that might be the same features of every token.
+        some = x[torch.randint(len(x), (SEARCHED,), generator=torch.Generator().manual_seed(0)).to(x.device)]
     shares = torch.linspace(0.1, 1, candidates).tolist()
     ends = [(float(x.min()) * a, float(x.max()) * b) for a in shares for b in shares]
 
@@ -250,5 +255,5 @@ def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer
     return LSQ(place, bits, per_row, options)
 
 
-def binary(place: Place, bits: int, per_row: bool) -> Quantizer:
+def binary(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:
     return BinaryLSQ(place, bits, per_row)

@@ -27,7 +27,7 @@ from sasrec.models.taps import Place
 from sasrec.quant import attach, lsq
 from sasrec.quant.frozen import Product
 from sasrec.quant.grid import Grid
-from sasrec.quant.quantizer import BinaryQuantizer, Quantizer
+from sasrec.quant.quantizer import Quantizer
 
 TRAINS = True
 RATES = lsq.RATES
@@ -58,6 +58,8 @@ class Options:
         within("centroids", self.centroids, 2, 256)
         within("iterations", self.iterations, 1)
         within("lr", self.lr, 0)
+        if self.rest != "none":
+            attach.load_method(self.rest, None)  # now, so that a resume file names its code, too
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,15 @@ def build(place: Place, bits: int, per_row: bool, options: Options | Prepared) -
     return PQ(place, bits, module.build(book, bits, False, chosen), start)
 
 
-def binary(place: Place, bits: int, per_row: bool) -> Quantizer:
-    """Of one bit: any other table as other methods have it. Raises UserError for the item table."""
+def binary(place: Place, bits: int, per_row: bool, options: Options | Prepared) -> Quantizer | None:
+    """Of one bit: any other table as `rest` has it. Raises UserError for the item table."""
     if place.name in TABLES:
         raise UserError(
             f"params.yaml: the centroids of {place.name} take 2 to 8 bits, not 1; set quant.overrides for it, or another "
             "quant.embedding_bits"
         )
-    return BinaryQuantizer(place, bits, per_row)
+    rest = (options.options if isinstance(options, Prepared) else options).rest
+    return None if rest == "none" else attach.build_one(place, bits, per_row, *attach.load_method(rest, None))
 
 
 def book_shape(place: Place, options: Options) -> tuple[int, int]:
@@ -197,9 +200,6 @@ class PQ(Quantizer):
 
     def refresh(self, values: Tensor) -> None:
         self.book.refresh(self.centroids.detach())
-
-    def penalty(self) -> Tensor | None:
-        return self.book.penalty()
 
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
         self.book.stochastic = self.stochastic

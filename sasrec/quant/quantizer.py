@@ -68,7 +68,7 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Quantized x, of its shape and type, differentiable. rows: ids of looked-up table rows, of x's shape without the
-        last axis. mask: True at real tokens (only statistics that are gathered in training need it)."""
+        last axis. mask: True at real tokens (for what is gathered from a batch in training)."""
         raise NotImplementedError(type(self).__name__)
 
     def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
@@ -96,14 +96,10 @@ class Quantizer(nn.Module):
     def refresh(self, values: Tensor) -> None:
         """Renew buffered statistics of the whole weight or table. Called every few steps of training and at its end."""
 
-    def penalty(self) -> Tensor | None:
-        """A term of the training loss on this quantizer's own parameters, or None."""
-        return self.joint_penalty([self])
-
     @staticmethod
     def joint_penalty(of: Sequence[Any]) -> Tensor | None:
-        """The sum of the terms of several quantizers of one class, or None: together, because each of a model's alone is half a
-        dozen operators on single numbers, which cost more than what they compute."""
+        """A term of the training loss on the own parameters of several quantizers of one class, or None: together, because
+        each of a model's alone is half a dozen operators on single numbers, which cost more than what they compute."""
         return None
 
     def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
@@ -273,9 +269,8 @@ class FixedScale(Quantizer):
         per_row: bool,
         rule: Rule = "mse",
         percentile: float = 99.99,
-        symmetric: bool = False,
     ) -> None:
-        super().__init__(place, bits, per_row, symmetric)
+        super().__init__(place, bits, per_row)
         self.rule, self.percentile = rule, percentile
         self.register_buffer("scale", torch.ones(self.scale_shape))
 

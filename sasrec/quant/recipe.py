@@ -13,6 +13,7 @@ from sasrec.curves import Row
 from sasrec.distillation import Distillation
 from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained, with_dropout
+from sasrec.next_item import NextItem
 from sasrec.quant import rates
 from sasrec.quant.attach import load_method
 from sasrec.quant.calibration import calibration
@@ -20,6 +21,7 @@ from sasrec.quant.centring import centre
 from sasrec.quant.schedule import Schedule
 from sasrec.quant.sensitivity import mixed
 from sasrec.training import Trainer
+from sasrec.validation import Validation
 
 # Epochs of the study that `quant.preset: source` repeats.
 SOURCE_EPOCHS = 20
@@ -83,7 +85,8 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
         module.take_over(outcome.model)
     if hasattr(module, "reconstruct") and getattr(module, "reconstructs", lambda _: True)(chosen):
         module.reconstruct(outcome.model, _histories(run, outcome.model), chosen, run.seed)
-        ndcg = Trainer(outcome.model, run.store, run.train, run.seed, device=run.device).validate()[2]
+        task = NextItem(outcome.model, run.train, run.store, run.device)
+        ndcg = Validation(outcome.model, run.store, run.train, run.seed, task)()[2]
         run.log(f"reconstructed: validation NDCG@10 {ndcg:.4f}")
         outcome = replace(outcome, ndcg=ndcg)
     if control_first:

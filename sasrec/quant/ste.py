@@ -1,10 +1,11 @@
 """STE: uniform fake quantization with running ranges and straight-through rounding (Jacob et al., CVPR 2018, arXiv
 1712.05877, section 3; the straight-through estimator is Bengio et al. 2013, arXiv 1308.3432).
 
-Nothing is learned but the weights. The textbook range is the largest magnitude: the current one for weights, an
-exponential moving average of the batches' for activations. Below 8 bits that wastes levels on the tails, so the range is
-a share of the largest magnitude, the share with the least squared error where training starts (`range: minmax` is the
-textbook's share of 1). So training starts exactly where `ptq` ends.
+The zero point is 0 for activations, too, where that paper gives them a lower and an upper end of their own: products are then
+of integers alone. Nothing is learned but the weights. The textbook range is the largest magnitude: the current one for
+weights, an exponential moving average of the batches' for activations. Below 8 bits that wastes levels on the tails, so the
+range is a share of the largest magnitude, the share with the least squared error where training starts (`range: minmax` is
+the textbook's share of 1). So training starts exactly where `ptq` ends.
 """
 
 from dataclasses import dataclass

@@ -18,6 +18,7 @@ from sasrec.checkpoint import load_model, load_tensors, save_model, save_tensors
 from sasrec.config import ModelParams, QuantParams, TrainParams
 from sasrec.deploy import ArtefactError, Recommender
 from sasrec.deploy.artefact import Item, export, sizes
+from sasrec.deploy.graph import TYPES, Graph, float_operators
 from sasrec.deploy.packing import pack
 from sasrec.deploy.recommender.manifest import digest, read_manifest
 from sasrec.deploy.recommender.tensors import Tensors, unpack
@@ -343,8 +344,20 @@ def test_the_manifest_says_what_is_in_the_folder(exported: Export) -> None:
     entry = manifest["tensors"]["item_table.weight"]
     assert (entry["bits"], entry["levels"], entry["compute"], entry["accumulator"]) == (4, 16, "int8", "int32")
     assert entry["scales"] == {"dtype": "float16", "count": 31}
-    assert manifest["float_operators"]["LayerNormalization"] == 5
-    assert manifest["float_operators"]["Softmax"] == 2
+    # Two blocks: a norm before each half and one at the end; a softmax each, whose weights are made to shares and summed.
+    expected = {"LayerNormalization": 5, "Softmax": 2, "ReduceMax": 2, "ReduceSum": 2, "Max": 2, "Relu": 2}
+    assert manifest["float_operators"].items() >= expected.items()
+    assert "MatMul" not in manifest["float_operators"]
+
+
+def test_what_is_left_in_float32_is_counted_by_its_type() -> None:
+    """Ids and times are worked on in int64 and float64."""
+    graph = Graph("g")
+    for kind in (np.float32, np.float64, np.int64):
+        value = graph.node("Cast", "x", to=TYPES[np.dtype(kind).name])
+        value = graph.node("Add", value, graph.constant(1, kind))
+    last = graph.node("Cast", value, to=TYPES["float32"])
+    assert float_operators(graph.serialized({"x": ("float32", (2,))}, {"y": (last, "float32", (2,))})) == {"Add": 1}
 
 
 def test_truncated_edited_missing_and_foreign_files_are_refused(exported: Export, tmp_path: Path) -> None:

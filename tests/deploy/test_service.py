@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +230,23 @@ def test_options_that_cannot_be_served_are_refused_on_one_line(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith(f"error: {message}") and shown.err.count("\n") == 1
+
+
+def test_all_addresses_of_a_host_have_the_port_that_is_said(
+    exported: Export, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two addresses of one host, and a port that the system chooses."""
+    kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(*kind, (f"127.0.0.{i}", 0)) for i in (1, 2)])
+    listeners = serve.listen("localhost", 0)
+    first, second = (listener.getsockname() for listener in listeners)
+    for listener in listeners:
+        listener.close()
+    assert (first[0], second[0]) == ("127.0.0.1", "127.0.0.2") and first[1] == second[1] > 0
+    monkeypatch.setattr(uvicorn, "Server", lambda config: SimpleNamespace(run=lambda listeners: listeners[0].close()))
+    monkeypatch.setattr(serve, "listen", lambda host, port: [socket.create_server(("127.0.0.1", 0))])
+    assert serve.main(["--model", str(exported()), "--host", "::1"]) == 0
+    assert "http://[::1]:" in capsys.readouterr().out
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_served(exported: Export, capsys: pytest.CaptureFixture[str]) -> None:

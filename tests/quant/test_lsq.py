@@ -239,6 +239,14 @@ def test_noise_of_stochastic_rounding_teaches_the_step_nothing(build: Build) -> 
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_the_offset_is_searched_on_all_features() -> None:
+    """Of 4,000 tokens of 50 features, every tenth value is of features 0, 10, 20, ...: these are above 0, the rest below."""
+    values = -torch.rand(4000, 50) - 1
+    values[:, ::10] = torch.rand(4000, 5)
+    _, zero = offset_start(values.flatten(), -4, 3)
+    assert int(zero) == -1  # levels from -5 to 2, as the values are from -2 to 1; on those above 0 alone 3
+
+
 def test_the_offset_starts_from_ends_that_shrink_apart() -> None:
     """Of values from -1 to 1.5 with two outliers above, the best grid clips those and keeps the lower end: little is lost
     beyond the best of a fine scan of steps and zero points."""

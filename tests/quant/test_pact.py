@@ -66,12 +66,13 @@ def test_penalty_is_on_alpha_alone(build: Build) -> None:
     pact = build("pact", 4, values=values, decay=0.25)
     alpha = float(pact.grid().scale) * 7
     assert alpha == pytest.approx(7 * float(mse_scale(values, -8, 7, False)))
-    penalty = pact.penalty()
+    penalty = pact.joint_penalty([pact])
     assert penalty is not None and float(penalty.detach()) == pytest.approx(0.25 * alpha**2)
     penalty.backward()
     (parameter,) = pact.parameters()
     assert parameter.grad is not None and float(parameter.grad) == pytest.approx(2 * 0.25 * alpha**2)  # d/dlog alpha
-    assert build("pact", 4, "weight", values=values.reshape(40, 100)).penalty() is None
+    weight = build("pact", 4, "weight", values=values.reshape(40, 100))
+    assert weight.joint_penalty([weight]) is None
     assert not list(build("pact", 4, "weight", values=values.reshape(40, 100)).parameters())
 
 
@@ -94,7 +95,7 @@ def test_penalties_of_many_are_one_sum() -> None:
 @pytest.mark.parametrize(("bits", "decay"), [(2, 1e-2), (3, 6e-4), (4, 1e-4), (8, 1e-4)])
 def test_fewer_bits_decay_more(build: Build, bits: int, decay: float) -> None:
     pact = build("pact", bits, values=torch.randn(4000))
-    alpha, penalty = float(pact.grid().scale) * pact.high, pact.penalty()
+    alpha, penalty = float(pact.grid().scale) * pact.high, pact.joint_penalty([pact])
     assert penalty is not None and float(penalty.detach()) == pytest.approx(decay * alpha**2)
 
 
@@ -104,7 +105,7 @@ def test_decay_pulls_a_clip_that_clips_nothing_in(build: Build) -> None:
     (parameter,) = pact.parameters()
     with torch.no_grad():
         parameter.fill_(2.0)
-    penalty = pact.penalty()
+    penalty = pact.joint_penalty([pact])
     assert penalty is not None
     (pact(values).square().mean() + penalty).backward()
     assert parameter.grad is not None and parameter.grad > 0
@@ -156,5 +157,6 @@ def test_rows_of_zeros_do_not_count_in_the_shape_of_sawb(build: Build) -> None:
 
 
 def test_a_decay_of_zero_is_no_decay(build: Build) -> None:
-    penalty = build("pact", 4, values=torch.randn(100), decay=0.0).penalty()
+    pact = build("pact", 4, values=torch.randn(100), decay=0.0)
+    penalty = pact.joint_penalty([pact])
     assert penalty is not None and float(penalty.detach()) == 0

@@ -22,9 +22,9 @@ from sasrec.quant import attach, pq
 from sasrec.quant.conventions import convention, is_quantized
 from sasrec.quant.frozen import Product, from_tensors, thaw, to_tensors
 from sasrec.quant.grid import Grid
-from sasrec.quant.lsq import LSQ
+from sasrec.quant.lsq import LSQ, BinaryLSQ
 from sasrec.quant.pq import PQ, Options, Prepared, kmeans, means, nearest, right_vectors, spread, svd_numbers
-from sasrec.quant.quantizer import Quantizer
+from sasrec.quant.quantizer import BinaryQuantizer
 from sasrec.quant.recipe import Run, quantize
 from sasrec.quant.schedule import Schedule
 from sasrec.training import Trainer
@@ -423,9 +423,15 @@ def test_more_splits_than_the_interactions_have_components_are_refused() -> None
         svd_numbers(SmallStore(BLOCKS, 8), 6, 2, 0)
 
 
-def test_a_position_table_of_one_bit_is_as_in_other_methods() -> None:
-    place = Place("position_table.weight", "table", True, 16, 8)
-    assert isinstance(pq.binary(place, 1, True), Quantizer)
+def test_a_position_table_of_one_bit_is_as_in_what_quantizes_the_rest(model: SASRec) -> None:
+    """LSQ learns the scale, and nothing leaves it in full precision."""
+    quant = QuantParams(bits=8, overrides={"position_table.weight": 1})
+    kinds: dict[Any, type] = {"lsq": BinaryLSQ, "ste": BinaryQuantizer, "none": type(None)}
+    for rest, kind in kinds.items():
+        options = Options(rest=rest, **SMALL)
+        for own in (options, Prepared(options)):
+            built = attach.build(model, quant, pq, own)
+            assert type(built.get("position_table.weight")) is kind
 
 
 def test_numbers_are_those_of_the_centroids_that_are_returned() -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from sasrec.checkpoint import load_model, save_model
 from sasrec.config import QuantParams, TrainParams
 from sasrec.distillation import Distillation
+from sasrec.errors import UserError
 from sasrec.models.dropout import Dropping
 from sasrec.models.events import ids
 from sasrec.models.registry import untrained
@@ -24,7 +27,7 @@ from sasrec.quant.layers import inputs_of
 from sasrec.quant.recipe import Outcome, Run, quantize
 from sasrec.training import Trainer
 from sasrec.validation import Validation
-from tests.conftest import SmallStore
+from tests.conftest import ROOT, SmallStore
 from tests.quant.conftest import CPU, QUANT, TRAIN, same, walks
 
 
@@ -248,6 +251,23 @@ def test_distillation_is_part_of_every_trained_method_and_the_control(run: Run, 
     for method in ("control", "lsq"):
         plain, distilled = (make(run, trained, method, distill=share, lr=0.001).rows[-1] for share in (0.0, 0.9))
         assert plain.train_loss != distilled.train_loss
+
+
+def test_options_of_what_runs_inside_a_method_are_checked_when_the_section_is_read() -> None:
+    """Before anything is trained; the error names the key as it stands in the file."""
+    with pytest.raises(UserError, match=r"'methods.adaround.after_options.strat'; did you mean .*after_options.start"):
+        attach.load_method("adaround", {"after": "lsq", "after_options": {"strat": "paper"}})
+
+
+@pytest.mark.parametrize(("method", "options"), [("adaround", {"after": "ste"}), ("pq", {"rest": "ste"})])
+def test_the_code_of_what_runs_inside_a_method_is_loaded_with_it(method: str, options: dict[str, str]) -> None:
+    """So that a resume file is not taken up by other code (`sasrec.checkpoint.fingerprint`)."""
+    code = (
+        "import sys, stages.quantize\nfrom sasrec.quant.attach import load_method\n"
+        "assert 'sasrec.quant.ste' not in sys.modules\n"
+        f"load_method({method!r}, {options!r})\nassert 'sasrec.quant.ste' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_adaround_as_the_last_step_keeps_the_trained_steps(run: Run, trained: SASRec) -> None:
