@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,10 +30,12 @@ class Once(yaml.SafeLoader):
 
 
 class Declared:
-    """A view of the study that gives only the sections a stage declares, so that dvc.yaml cannot fall behind."""
+    """A view of the study that gives only the sections a stage declares, so that dvc.yaml cannot fall behind. Of a section that
+    is declared key by key, the others have their defaults."""
 
     def __init__(self, study: Study, sections: Sequence[str]) -> None:
         self._study = study
+        self._whole = frozenset(sections)
         self._sections = frozenset(section.split(".")[0] for section in sections)
 
     def __getattr__(self, name: str) -> Any:
@@ -40,7 +43,12 @@ class Declared:
             return self._study.of_model
         if name not in self._sections:
             raise AttributeError(f"this stage reads '{name}' but does not declare it")
-        return getattr(self._study, name)
+        section = getattr(self._study, name)
+        if name in self._whole or not is_dataclass(section):
+            return section
+        keys = [declared.partition(".")[2] for declared in self._whole if declared.startswith(f"{name}.")]
+        kind: Any = type(section)
+        return kind(**{key: getattr(section, key) for key in keys})
 
 
 def read_study(path: Path = PARAMS) -> Study:

@@ -1,7 +1,7 @@
 """What rounding each tensor alone costs, and mixed widths beside uniform ones: python -m stages.sensitivity
 
 Of the trained quant.model with the first seed, after rounding alone, with activations at 8 bits where all are rounded. It does
-not read quant.bits, so that another width of the study does not run it again.
+not declare quant.bits, so that another width of the study does not run it again.
 """
 
 import csv
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sasrec.checkpoint import load_model
-from sasrec.config import QuantParams, Study
+from sasrec.config import Study
 from sasrec.data.sequences import Sequences
 from sasrec.files import write_text
 from sasrec.models.events import asked_by
@@ -53,15 +53,7 @@ def together(full: float, found: Sequence[Assignment]) -> str:
 
 def main(study: Study) -> None:
     device = set_up(study.threads, study.device)
-    own = study.quant
-    quant = QuantParams(
-        model=own.model,
-        table=own.table,
-        weights=own.weights,
-        stream=own.stream,
-        centre=own.centre,
-        calibration_batches=own.calibration_batches,
-    )
+    quant = study.quant
     _, train = study.of_model(quant.model)
     seed = study.seeds[0]
     store = Sequences.load(Path("data/prepared"))

@@ -238,6 +238,12 @@ def test_overrides_of_one_model_leave_the_others() -> None:
     assert study.of_model("b") == (ModelParams(hidden=32, heads=2), TrainParams(loss="bce", lr=2e-3))
 
 
+def test_of_a_section_that_is_declared_key_by_key_the_others_have_their_defaults(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, quant={"bits": 4, "table": "per_tensor", "model": "sasrec"}))
+    assert Declared(study, ("quant.table", "quant.model")).quant == QuantParams(table="per_tensor")
+    assert Declared(study, ("quant",)).quant.bits == 4
+
+
 def test_a_stage_cannot_read_what_it_does_not_declare() -> None:
     study = read_study(ROOT / "params.yaml")
     declared = Declared(study, ("threads", "per_model.<model>"))
