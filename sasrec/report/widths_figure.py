@@ -53,8 +53,9 @@ def quality_against_bytes(widths: Widths) -> Figure:
     for row in places:
         found[row[0]].set_ylabel("NDCG@10 on test, all items ranked")
     figure.supxlabel("size of the exported model, logarithmic", fontsize=10.5)
+    figure.draw_without_rendering()  # settles the layout, which places in pixels depend on
     for axes, line in zip(panels, lines, strict=True):
-        _widths_on_top(axes, widths.line(line))
+        _widths_on_top(figure, axes, widths.line(line))
         _names(figure, axes, widths.line(line))
     return figure
 
@@ -149,19 +150,27 @@ def _methods(axes: Axes, widths: Widths, line: str) -> None:
             )  # fmt: skip
 
 
-def _widths_on_top(axes: Axes, points: list[Point]) -> None:
-    """The widths in bits above the panel, where their models stand: of the usual model, where it was measured."""
+def _widths_on_top(figure: Figure, axes: Axes, points: list[Point]) -> None:
+    """The widths in bits above the panel, where their models stand: of the usual model, where it was measured. Widths whose
+    models are of about the same size stand together."""
     sizes: dict[int, list[int]] = {}
     for point in [point for point in points if point.model is None] or points:
         sizes.setdefault(point.bits, []).append(point.size)
-    for i, (bits, own) in enumerate(sorted(sizes.items())):
-        at = float(np.median(own))
-        last = i == len(sizes) - 1  # its number, not its middle, stands over the line, or it would cover one close by
-        axes.annotate(
-            f"{bits} bits" if last else str(bits), (at, 1), xycoords=("data", "axes fraction"), xytext=(-3 * last, 4),
-            textcoords="offset points", ha="left" if last else "center", fontsize=9, color="#444444",
-        )  # fmt: skip
+    middles = {bits: float(np.median(own)) for bits, own in sorted(sizes.items())}
+    together: list[list[int]] = []
+    for bits, at in middles.items():
+        x = float(axes.transData.transform((at, 0))[0])
+        if together and x - float(axes.transData.transform((middles[together[-1][-1]], 0))[0]) < 9 * figure.dpi / 72:
+            together[-1].append(bits)
+        else:
+            together.append([bits])
         axes.axvline(at, color="#E6E6E6", linewidth=0.7, zorder=0)
+    for group in together:
+        last = group is together[-1]  # its number, not its middle, stands over the line, or it would cover one close by
+        axes.annotate(
+            ", ".join(map(str, group)) + " bits" * last, (middles[group[0]], 1), xycoords=("data", "axes fraction"),
+            xytext=(-3 * last, 4), textcoords="offset points", ha="left" if last else "center", fontsize=9, color="#444444",
+        )  # fmt: skip
     axes.grid(axis="x", visible=False)
 
 
