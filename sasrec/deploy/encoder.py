@@ -55,6 +55,14 @@ def compute(*operands: bool | None) -> str:
     return INT8 if all(operands) else WIDE
 
 
+def as_levels(graph: Graph, codes: str, grid: Grid, form: Form | None) -> str:
+    """The levels that `codes` stand for, as float32: integers of `form`, or without one codes of levels beyond int8, of which
+    there is a table in the file. Of what is known when the model is loaded onnxruntime does this once."""
+    if form is not None:
+        return str(graph.node("Cast", codes, to=1))
+    return str(graph.node("Gather", graph.constant(grid.levels.cpu().numpy()), graph.node("Cast", codes, to=6)))
+
+
 @dataclass
 class Encoder:
     """Builds the graph. products: by name, in what each matrix product is computed: int8, integers in float32 (exact as long
@@ -301,19 +309,13 @@ class Encoder:
         ones: str | None = None
         if kind == WIDE:
             source = self._levels(x)
-            if form is None:
-                # Levels beyond int8: a table of them in the file, looked up once when the model is loaded.
-                weight = graph.node("Gather", graph.constant(grid.levels.cpu().numpy()), graph.node("Cast", place, to=6))
-            else:
-                weight = graph.node("Cast", place, to=1)
-            y = graph.node("MatMul", source, weight)
+            y = graph.node("MatMul", source, as_levels(graph, place, grid, form))
             y = graph.node("Mul", y, graph.constant(np.float32(x.scale) * scale))
             ones = graph.constant(np.full((codes.shape[1], 1), x.scale))
         else:
             source = self._float(x)
             if form is None:
-                weight = graph.node("Gather", graph.constant(grid.levels.cpu().numpy()), graph.node("Cast", place, to=6))
-                weight = graph.node("Mul", weight, graph.constant(scale))
+                weight = graph.node("Mul", as_levels(graph, place, grid, form), graph.constant(scale))
             else:
                 weight = graph.node("DequantizeLinear", place, graph.constant(scale), axis=1)
             y = graph.node("MatMul", source, weight)
@@ -346,9 +348,7 @@ class Encoder:
         codes, grid = stored.codes.cpu().numpy(), stored.grid
         form = integer_form(grid)
         self.storage.describe(name, "table", codes.shape, grid, "float32")
-        levels = graph.node("Cast", self._initializer(name, codes, grid, form), to=1 if form is not None else 6)
-        if form is None:
-            levels = graph.node("Gather", graph.constant(grid.levels.cpu().numpy()), levels)
+        levels = as_levels(graph, self._initializer(name, codes, grid, form), grid, form)
         shift = grid.shift.cpu().numpy() if form is None else form.shift
         values = graph.node("Mul", levels, graph.constant(grid.scale.cpu().numpy()))
         return graph.node("Add", values, graph.constant(shift)) if np.any(shift) else values
@@ -373,11 +373,8 @@ class Encoder:
             return graph.node("Mul", rows, graph.constant(times))
         grid = stored.grid
         form = integer_form(grid)
-        if form is None:
-            rows = graph.node("Gather", graph.given(name, "uint8", shape, file), ids)
-            rows = graph.node("Gather", graph.constant(grid.levels.cpu().numpy()), graph.node("Cast", rows, to=6))
-        else:
-            rows = graph.node("Cast", graph.node("Gather", graph.given(name, "int8", shape, file), ids), to=1)
+        given = graph.given(name, "uint8" if form is None else "int8", shape, file)
+        rows = as_levels(graph, graph.node("Gather", given, ids), grid, form)
         for part, op in (("scale", "Mul"), ("shift", "Add")):
             parameter = (grid.scale if part == "scale" else grid.shift) if form is None else getattr(form, part)
             parameter = np.asarray(parameter)

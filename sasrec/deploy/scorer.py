@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import helper
 
-from sasrec.deploy.encoder import INT8, WIDE, Value, compute
+from sasrec.deploy.encoder import INT8, WIDE, Value, as_levels, compute
 from sasrec.deploy.form import integer_form
 from sasrec.deploy.graph import Graph, Shape
 from sasrec.deploy.indices import index_of
@@ -57,12 +57,12 @@ def part_scores(
     form = integer_form(stored.grid)
     scale, levels = parameter("scale"), table("float32" if form is None and first else "uint8" if form is None else "int8")
     if form is None and not first:
-        levels = graph.node("Gather", graph.constant(stored.grid.levels.cpu().numpy()), graph.node("Cast", levels, to=6))
+        levels = as_levels(graph, levels, stored.grid, form)
     if kind == INT8:
         scores = graph.node("MatMul", x, graph.node("DequantizeLinear", levels, scale, axis=1))
     else:
         if form is not None:
-            levels = graph.node("Cast", levels, to=1)
+            levels = as_levels(graph, levels, stored.grid, form)
         if state.zero is None or kind == WIDE:
             scale = graph.node("Mul", graph.constant(one), scale)
         scores = graph.node("Mul", graph.node("MatMul", x, levels), scale)
