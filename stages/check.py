@@ -13,9 +13,10 @@ from sasrec.config import Study
 from sasrec.data.catalogue import format_of
 from sasrec.errors import UserError
 from sasrec.quant.attach import load_method
+from sasrec.quant.schedule import epochs_of, phases
 from stages.common import run
 
-SECTIONS = ("dataset", "models", "methods", "per_model", "model", "train")
+SECTIONS = ("dataset", "models", "quantized", "methods", "per_model", "model", "train", "quant")
 # Where DVC notes which files its runs read and write. Nothing but this guards what it writes there.
 USERS, GUARD = "rwlock", "rwlock.lock"
 
@@ -47,6 +48,8 @@ def main(study: Study) -> None:
         study.of_model(model)
     for name, options in study.methods.items():
         load_method(name, options)
+    if study.quantized and (study.quant.delay_epochs or study.quant.progressive):
+        phases(study.quant, epochs_of(study.quant, study.of_model(study.quant.model)[1]))
     print("params.yaml is in order")
 
 

@@ -109,11 +109,22 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         run(main, ())
 
 
-def test_a_format_that_does_not_exist_is_found_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("format", "cvs", "unknown format in dataset.format 'cvs'"),
+        ("delay_epochs", "5", "5 epochs are too few for quant.delay_epochs: 5 and 1 width"),
+        ("progressive", "[8, 7, 6, 5, 4]", "5 epochs are too few for quant.delay_epochs: 0 and 6 width"),
+    ],
+)
+def test_what_cannot_be_run_is_found_before_anything_runs(
+    key: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = Path("params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("  format:", "  format: cvs  #", 1))
+    assert text.count(f"  {key}:") == 1
+    (tmp_path / "params.yaml").write_text(text.replace(f"  {key}:", f"  {key}: {value}  #", 1))
     shutil.copytree("sasrec/quant", tmp_path / "sasrec/quant")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["check"])
-    with pytest.raises(SystemExit, match="error: params.yaml: unknown format in dataset.format 'cvs'"):
+    with pytest.raises(SystemExit, match=f"error: params.yaml: {said}"):
         run(check.main, check.SECTIONS)

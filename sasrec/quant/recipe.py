@@ -18,13 +18,10 @@ from sasrec.quant import rates
 from sasrec.quant.attach import load_method
 from sasrec.quant.calibration import calibration
 from sasrec.quant.centring import centre
-from sasrec.quant.schedule import Schedule
+from sasrec.quant.schedule import Schedule, epochs_of
 from sasrec.quant.sensitivity import mixed
 from sasrec.training import Trainer
 from sasrec.validation import Validation
-
-# Epochs of the study that `quant.preset: source` repeats.
-SOURCE_EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
         if quant.dropout is not None:
             train = replace(train, final_dropout=None)
         model = untrained(model, **({} if quant.dropout is None else {"dropout": quant.dropout}))
-        if quant.preset == "source":
-            train = replace(train, epochs=SOURCE_EPOCHS)
+        train = replace(train, epochs=epochs_of(quant, train))
     else:
         # Where dropout fell in training, the rate that it ended with.
         rate = train.final_dropout if quant.dropout is None else quant.dropout

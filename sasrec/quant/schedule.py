@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from sasrec.config import QuantParams
+from sasrec.config import QuantParams, TrainParams
 from sasrec.errors import UserError
 from sasrec.models.events import Histories
 from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.training import Extras
 
+# Epochs of the study that `quant.preset: source` repeats.
+SOURCE_EPOCHS = 20
 # Share of the epochs of a training from scratch in which scales are set anew at the start of each.
 SETTLING = 0.25
 
@@ -24,6 +26,13 @@ class Phase:
 
     start: int
     least: int
+
+
+def epochs_of(quant: QuantParams, train: TrainParams) -> int:
+    """How long a training with quantizers is. train: of the model."""
+    if quant.preset == "source":
+        return SOURCE_EPOCHS
+    return train.epochs if quant.from_scratch else quant.epochs
 
 
 def phases(quant: QuantParams, epochs: int) -> list[Phase]:

@@ -303,7 +303,7 @@ def test_presets(trained: SASRec) -> None:
 
 
 def test_the_source_study_trains_untied_from_scratch(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sasrec.quant.recipe.SOURCE_EPOCHS", 2)
+    monkeypatch.setattr("sasrec.quant.schedule.SOURCE_EPOCHS", 2)
     outcomes = {method: make(run, trained, method, preset="source", bits=8) for method in ("control", "lsq", "ptq")}
     for outcome in outcomes.values():
         assert outcome.model.output_table is not None and not outcome.model.params.tied
