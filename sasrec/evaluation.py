@@ -195,14 +195,14 @@ class Asked:
 @dataclass
 class Answer:
     """own: (batch,) the targets' scores; higher, equal: (batch,) how many candidates have such a score, the target with them;
-    drawn: the scores of the drawn candidates; best: (batch, k) ids; undefined: () each, whether a score of a block is not a
-    number."""
+    drawn: the scores of the drawn candidates; best: (batch, k) ids, and whether each is a candidate at all, which may be
+    fewer; undefined: () each, whether a score of a block is not a number."""
 
     own: Tensor
     higher: Tensor
     equal: Tensor
     drawn: list[Tensor]
-    best: Tensor
+    best: tuple[Tensor, Tensor]
     undefined: list[Tensor]
 
 
@@ -240,7 +240,8 @@ def answer(blocks: ScoreBlocks, asked: Asked, own: Tensor | None) -> Answer:
         if asked.k:
             values, ids = _better(values, ids, scores, highest, begin, asked.k)
     assert found is not None
-    return Answer(found, higher, equal, drawn, ids, undefined)
+    candidates = torch.ones_like(ids, dtype=torch.bool) if values is None else values > -torch.inf
+    return Answer(found, higher, equal, drawn, (ids, candidates), undefined)
 
 
 def _taken(scores: Tensor, places: Tensor, other: Tensor) -> Tensor:
@@ -311,8 +312,8 @@ def rank(
         for (ranks, _), candidates, scores in zip(lists, drawn, found.drawn, strict=True):
             ranks[at] = candidate_rank(scores, candidates, found.own)
         if only is None:
-            ids = found.best.flatten()
-            recommended.index_add_(0, ids, torch.ones_like(ids))
+            ids, candidates = (part.flatten() for part in found.best)
+            recommended.index_add_(0, ids, candidates.long())
     refuse_nan(undefined)
     return Ranks(*(ranks.cpu().numpy() for ranks in (full, sampled, popsampled, recommended)))
 

@@ -73,8 +73,8 @@ def kind_of(variant: str, params: Mapping[str, Any]) -> Kind:
     return "model" if variant in params["models"] else "control" if variant == "control" else "method"
 
 
-def load_variants(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Variant, dict[str, Floats]]]:
-    """The variants of a reference with what their committed ranks say, and the ranks themselves: (seeds, users) by
+def load_variants(folder: Path, content: Mapping[str, Any]) -> Iterator[tuple[Variant, dict[str, Floats]]]:
+    """The variants of a reference with what their ranks in `folder` say, and the ranks themselves: (seeds, users) by
     protocol."""
     params = content["params"]
     source = params["quant"]["model"]
@@ -82,7 +82,7 @@ def load_variants(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Varia
         kind = kind_of(variant, params)
         seeds = (BASELINE_SEED,) if kind == "baseline" else tuple(params["seeds"])
         ranks = {
-            protocol: np.stack([unpacked(rank_file(ROOT / name, variant, seed, protocol)) for seed in seeds])
+            protocol: np.stack([unpacked(rank_file(folder, variant, seed, protocol)) for seed in seeds])
             for protocol in PROTOCOLS
         }
         gains, log2_ranks = metrics.ndcg(ranks["full"], 10), np.log2(ranks["full"])
@@ -103,11 +103,11 @@ def comparison_rows(found: Mapping[tuple[str, str], Comparison]) -> list[dict[st
     ]
 
 
-def recomputed(name: str, content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """From the committed ranks alone: what they say of each variant, and every comparison."""
+def recomputed(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """From the ranks in `folder` alone: what they say of each variant, and every comparison."""
     evaluate = content["params"]["evaluate"]
     params = EvaluateParams(bootstrap=evaluate["bootstrap"], seed=evaluate["seed"])
-    loaded = list(load_variants(name, content))
+    loaded = list(load_variants(folder, content))
     values = {variant.name: quality(ranks, params) for variant, ranks in loaded}
     return values, comparison_rows(compare(pairs([variant for variant, _ in loaded]), params))
 
@@ -118,7 +118,7 @@ def problems(name: str) -> list[str]:
     if not path.exists():
         raise UserError(f"{path} does not exist; references: {', '.join(names()) or 'none'}")
     content = read_json(path)
-    return differences(path, content, *recomputed(name, content))
+    return differences(path, content, *recomputed(ROOT / name, content))
 
 
 def differences(

@@ -139,6 +139,7 @@ class Trainer:
             self.average = torch.zeros((), device=device)  # real positions of a batch, in the mean of the epoch
             self.total = torch.zeros(2, device=device)  # of loss and accuracy over the positions of the epoch so far
         self.optimizer = Adam(groups, params.lr, BETAS, decoupled, capturable=self.captured is not None)
+        self.steps = 0  # of the last epoch
         self.table_optimizer = LazyAdam(tables, params.lr, BETAS, decay, decoupled) if tables else None
 
     def run(self, resume: Path | None = None, key: str = "", log: Callable[[str], None] = print) -> Progress:
@@ -220,6 +221,7 @@ class Trainer:
                 tokens += int(np.count_nonzero(batch.targets))
         if self.captured is not None:
             total = self.total
+        self.steps = count
         loss, accuracy = (total / max(tokens, 1)).tolist()
         if not math.isfinite(loss):
             raise UserError(

@@ -86,7 +86,7 @@ def planned_of(study: Study, method: str, seed: int) -> Plan:
 def measure(study: Study, method: str, seed: int) -> Measured:
     """One training by the recipe of `study`, or what an earlier run kept of the same."""
     planned = planned_of(study, method, seed)
-    kept = KEPT / planned.key
+    kept = KEPT / (planned.key if study.evaluate.exclude_seen else f"{planned.key}-seen")
     if not kept.exists():
         with run_once(f"ablation-{planned.key}") as job:
             outcome = planned.run(job)
@@ -106,6 +106,17 @@ def data_of(study: Study) -> str:
     """The data set, by which rows of several tell themselves apart: its name, and the file's where one is given."""
     own = study.dataset
     return own.name if own.path == NO_FILE else f"{own.name} {Path(own.path).name}"
+
+
+def bits_of(quant: QuantParams) -> str:
+    """The width, and those of the kinds of tensors that have another."""
+    own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
+    return ", ".join([str(quant.bits), *(f"{kind} {bits}" for kind, bits in own.items() if bits not in (None, quant.bits))])
+
+
+def method_of(quant: QuantParams, method: str) -> str:
+    """The method, and the model where that is not the usual one."""
+    return method if quant.model == QuantParams().model else f"{method} of {quant.model}"
 
 
 def percents(own: Floats, other: Floats, study: Study) -> list[str]:
@@ -128,11 +139,13 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
         own = measure(each, method, seed)
         recipe = recipe or own
         plain = of_control(each.quant)
+        if each.quant.from_scratch or study.quant.from_scratch:
+            plain |= {"init": each.quant.init, "preset": each.quant.preset}
         # Of nothing else does the control depend, so that choices which leave these alone share one.
         control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
         of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
         values = (
-            data_of(study), str(study.quant.bits), study.quant.preset, method, str(seed), choice,
+            data_of(study), bits_of(study.quant), study.quant.preset, method_of(study.quant, method), str(seed), choice,
             f"{own.validation:.4f}", f"{own.gains.mean():.4f}", *of_recipe, *percents(own.gains, control.gains, study),
         )  # fmt: skip
         row = dict(zip(COLUMNS, values, strict=True))

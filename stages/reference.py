@@ -65,12 +65,14 @@ def notes(file: str | None) -> dict[str, Any]:
 
 def lock(study: Study, params: Mapping[str, Any]) -> str:
     """The entries of dvc.lock that the metrics come from; an experiment leaves those of earlier ones in place. Raises UserError
-    where they were made with other parameters than `params`, those of params.yaml."""
+    where one is missing, or was made with other parameters than `params`, those of params.yaml."""
     content = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
     wanted = {"fetch", "prepare", "baselines"}
     wanted |= {f"train@{model}-{seed}" for model in study.models for seed in study.seeds}
     wanted |= {f"quantize@{method}-{seed}" for method in study.quantized for seed in study.seeds}
     wanted |= {f"{stage}@{variant}" for stage in ("export", "evaluate") for variant in study.variants}
+    if missing := sorted(wanted - content["stages"].keys()):
+        raise UserError(f"dvc.lock does not say what {missing[0]} ran with; dvc repro, and keep that")
     content["stages"] = {name: entry for name, entry in content["stages"].items() if name in wanted}
     for name, entry in content["stages"].items():
         for key, value in entry.get("params", {}).get(str(PARAMS), {}).items():
@@ -95,17 +97,6 @@ def keep(options: argparse.Namespace) -> None:
     cards = {values["card"] for values in variants.values()}
     if len(cards) > 1:
         raise UserError(f"the files in metrics/ were measured under different protocols ({', '.join(sorted(cards))})")
-    with atomic_folder(reference.ROOT / options.name) as folder:
-        for name in variants:
-            for seed in (BASELINE_SEED,) if name in baselines else study.seeds:
-                source = Path("data/evaluated", name, str(seed))
-                for protocol in PROTOCOLS:
-                    path = reference.rank_file(folder, name, seed, protocol)
-                    path.parent.mkdir(exist_ok=True)
-                    path.write_bytes(reference.packed(np.load(source / f"{protocol}.npy")))
-                if name not in baselines:
-                    shutil.copy(Path("plots/curves", f"{name}-{seed}.csv"), folder)
-        write_text(folder / "dvc.lock", lock(study, params))
     content: dict[str, Any] = {
         "command": options.command,
         "params": params,
@@ -122,7 +113,19 @@ def keep(options: argparse.Namespace) -> None:
         **record,
         "variants": variants,
     }
-    _, content["comparisons"] = reference.recomputed(options.name, content)
+    with atomic_folder(reference.ROOT / options.name) as folder:
+        for name in variants:
+            for seed in (BASELINE_SEED,) if name in baselines else study.seeds:
+                source = Path("data/evaluated", name, str(seed))
+                for protocol in PROTOCOLS:
+                    path = reference.rank_file(folder, name, seed, protocol)
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(reference.packed(np.load(source / f"{protocol}.npy")))
+                if name not in baselines:
+                    shutil.copy(Path("plots/curves", f"{name}-{seed}.csv"), folder)
+        write_text(folder / "dvc.lock", lock(study, params))
+        # Before the folder is in its place: this takes a while, and what is killed meanwhile leaves the old reference.
+        _, content["comparisons"] = reference.recomputed(folder, content)
     write_json(reference.ROOT / f"{options.name}.json", content)
 
 

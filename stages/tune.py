@@ -210,6 +210,8 @@ def main(study: Study, *arguments: str) -> None:
         )
     overrides = [part for entry in grid for part in ("-S", entry)]
     names = queued_names(dvc("exp", "run", "--queue", *overrides, *(f"evaluate@{target}" for target in targets)))
+    if not names:
+        raise UserError("DVC queued experiments and did not say which; see `dvc queue status`")
     failures: dict[str, str] = {}
     finished = False
     try:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from sasrec import losses
+from sasrec.adam import Adam
 from sasrec.bench import alone, plain_data, settings, works
 from sasrec.bench.plain import PlainSASRec, PlainTraining, full_ranks, refuse, sampled_ranks
 from sasrec.bench.plain_data import Data, read
@@ -115,9 +116,9 @@ def test_plain_batches_hold_each_pair_once_and_unseen_negatives(every: Any) -> N
 def test_the_plain_code_learns(chains: SmallStore) -> None:
     torch.manual_seed(0)
     training = PlainTraining(PlainSASRec(SHAPE, 40), Data(chains.sequences, 40), replace(PAPER, lr=0.01), 16)
-    first = training.epoch()
+    first, _ = training.epoch()
     for _ in range(15):
-        last = training.epoch()
+        last, _ = training.epoch()
     assert last < 0.6 * first
 
 
@@ -197,6 +198,28 @@ def test_a_turn_of_steps_has_the_batches_of_the_whole_data() -> None:
     assert settings.batch_size(store, small) == 32  # as in training on all of it
     bfloat16 = replace(setting, train=replace(setting.train, precision="bfloat16"))
     assert list(works.steps(store, bfloat16, METHODS))[:3] == ["plain", "float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("windows", ["all", "last"])
+def test_a_turn_of_steps_tells_how_many_it_took(windows: Literal["all", "last"], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain code and the other may cut different numbers of windows; a step's time is that of each one's own."""
+    store = random_store(50, 5 * SHAPE.max_len + 3, 100)
+    setting = Setting("tiny", SHAPE, replace(PAPER, batch_size=4, windows=windows))
+    taken: list[object] = []
+
+    def counted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*given: Any) -> Any:
+            taken.append(given)
+            return step(*given)
+
+        return count
+
+    for kind in (Adam, torch.optim.Adam):
+        monkeypatch.setattr(kind, "step", counted(kind.step))
+    for name, work in works.steps(store, setting, METHODS).items():
+        for _ in range(3):
+            taken.clear()
+            assert work() == len(taken) > 0, name
 
 
 def test_a_process_tells_its_own_peak_and_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,14 @@ def test_a_score_that_is_not_a_number_is_an_error(chains: SmallStore) -> None:
         evaluation.rank(lambda h, u: torch.full((len(h), 41), torch.nan), chains, "test", 5)
 
 
+def test_what_may_not_be_recommended_is_not_covered(small_store: type[SmallStore]) -> None:
+    """Eleven items, seven of them seen: three are left beside the target, fewer than ten."""
+    store = small_store([[*range(1, 8), 8]], 11)
+    scores = torch.arange(12.0).repeat(1, 1)
+    ranks = evaluation.rank(lambda histories, users: scores.clone(), store, "test", 10)
+    assert ranks.recommended.nonzero()[0].tolist() == [8, 9, 10, 11]
+
+
 def test_coverage_counts_items_in_somebodys_ten_best(small_store: type[SmallStore]) -> None:
     store = small_store([[1, 2, 3, 4], [5, 6, 7]], 40)
     ranks = evaluation.rank(lambda h, u: torch.arange(41.0).repeat(len(h), 1), store, "test", 5)

@@ -45,6 +45,11 @@ def test_ml_1m_takes_12_kilobytes() -> None:
     assert len(reference.packed(ranks)) < 13_000
 
 
+# The stages that the toy study's results come from.
+MADE_OF = ("fetch", "prepare", "baselines", *(f"quantize@{name}-0" for name in ("control", "ptq", "lsq")))
+MADE_OF += tuple(f"{stage}@{name}" for stage in ("export", "evaluate") for name in ("sasrec", "control", "ptq", "lsq"))
+
+
 @pytest.fixture
 def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     """A reference made of the toy study."""
@@ -59,7 +64,7 @@ def kept(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:  
             {
                 "schema": "2.0",
                 "stages": {
-                    "fetch": {},
+                    **dict.fromkeys(MADE_OF, {}),
                     "train@sasrec-0": {"params": {"params.yaml": {"quant.model": "sasrec", "seeds": [0]}}},
                     "train@old-0": {"params": {"params.yaml": {"quant.model": "old"}}},
                     "report": {},
@@ -87,6 +92,22 @@ def test_what_cannot_be_kept_whole_leaves_the_old_reference(kept: Path) -> None:
     with pytest.raises(FileNotFoundError):
         command.keep(SimpleNamespace(name="toy", data="raw.txt", seconds=3, command="dvc repro", notes=None))  # type: ignore[arg-type]
     assert {path: path.read_bytes() for path in kept.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_kill_while_comparisons_are_made_leaves_the_old_reference(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in kept.parent.rglob("*") if path.is_file()}
+    monkeypatch.setattr(reference, "compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        kept_anew(seconds=4)
+    assert {path: path.read_bytes() for path in kept.parent.rglob("*") if path.is_file()} == before
+
+
+def test_results_of_a_stage_that_the_lock_does_not_name_are_not_kept(kept: Path) -> None:
+    content = yaml.safe_load(Path("dvc.lock").read_text())
+    del content["stages"]["quantize@lsq-0"]
+    write_text("dvc.lock", yaml.safe_dump(content))
+    with pytest.raises(UserError, match="dvc.lock does not say what quantize@lsq-0 ran with"):
+        kept_anew()
 
 
 def kept_anew(**options: Any) -> None:
@@ -152,7 +173,7 @@ def test_a_kept_reference_agrees_with_its_ranks(kept: Path, capsys: pytest.Captu
     assert {(row["variant"], row["reference"]) for row in content["comparisons"]} >= {("lsq", "control"), ("lsq", "ptq")}
     assert (kept.parent / "toy/lsq-0.csv").exists()
     lock = yaml.safe_load((kept.parent / "toy/dvc.lock").read_text())
-    assert list(lock["stages"]) == ["fetch", "train@sasrec-0"]
+    assert set(lock["stages"]) == {*MADE_OF, "train@sasrec-0"}
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,8 @@ class PlainTraining:
         of_positive = F.binary_cross_entropy_with_logits(positive, ones)
         return of_positive + F.binary_cross_entropy_with_logits(negative, zeros)
 
-    def epoch(self) -> float:
-        """The mean loss over batches."""
+    def epoch(self) -> tuple[float, int]:
+        """The mean loss over batches, and how many there are."""
         self.model.train()
         losses = []
         for inputs, targets, negatives in self.batches():
@@ -168,7 +168,7 @@ class PlainTraining:
             loss.backward()
             self.optimizer.step()
             losses.append(loss.item())
-        return float(np.mean(losses))
+        return float(np.mean(losses)), len(losses)
 
 
 @torch.no_grad()

@@ -80,15 +80,20 @@ class Epochs:
     def __init__(self, of: Trainer) -> None:
         self.trainer, self.number = of, 0
 
-    def __call__(self) -> None:
+    def __call__(self) -> int:
+        """The number of steps."""
         self.number += 1
         self.trainer.epoch(self.number)
+        return self.trainer.steps
 
 
 def training(store: Sequences, setting: Setting, size: int, methods: Methods) -> Works:
-    """An epoch of each over all of `store`. The methods and their measure, full precision, in float32; beside it, in bfloat16
-    products where the setting trains so."""
-    works: Works = {PLAIN: plain_training(store, setting, size).epoch} if setting.device == "cpu" else {}
+    """An epoch of each over all of `store`; each returns the number of its steps. The methods and their measure, full
+    precision, in float32; beside it, in bfloat16 products where the setting trains so."""
+    works: Works = {}
+    if setting.device == "cpu":
+        plain = plain_training(store, setting, size)
+        works[PLAIN] = lambda: plain.epoch()[1]
     works[FULL] = Epochs(trainer(store, setting, size, "float32"))
     if setting.train.precision == "bfloat16":
         works[BFLOAT16] = Epochs(trainer(store, setting, size, "bfloat16"))
@@ -99,16 +104,15 @@ def training(store: Sequences, setting: Setting, size: int, methods: Methods) ->
 
 def steps(store: Sequences, setting: Setting, methods: Methods) -> Works:
     """STEPS training steps of each, with the making of their batches and the drawing of negatives: an epoch over so many
-    users that it has as many batches. Each returns the number of its steps."""
+    users that it has about as many batches. Each returns the number of its steps: these differ where users have several
+    windows, which the plain code cuts from the end and the other from a place that is drawn."""
     size = settings.batch_size(store, setting)
     some = settings.some_users(store, size * settings.STEPS)
     if setting.train.windows == "all":
         # A user may have several windows.
         share = settings.window_count(some, setting) / some.users
         some = settings.some_users(store, max(1, round(size * settings.STEPS / share)))
-    count = -(-settings.window_count(some, setting) // size)
-    works = training(some, setting, size, methods)
-    return {name: lambda work=work: (work(), count)[1] for name, work in works.items()}  # type: ignore[misc]
+    return training(some, setting, size, methods)
 
 
 def evaluations(store: Sequences, setting: Setting) -> dict[str, Works]:

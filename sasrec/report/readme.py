@@ -96,8 +96,7 @@ def table(path: Path) -> str:
     if not content:
         return "\n".join(lines) + f"\n\n{facts}.\n"
     made = content["environment"]
-    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
-    facts += f"; made in {made['seconds'] / 60:.0f} minutes with {threads} of {made['cpu']}"
+    facts += f"; made in {made['seconds'] / 60:.0f} minutes with {machine(made)}"
     return "\n".join(lines) + f"\n\n{facts}.\n\nProtocol: {protocol(content['card'])}.\n"
 
 
@@ -117,6 +116,12 @@ def _published(row: Mapping[str, Any], change: bool) -> str:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """What results were made with."""
+    threads = f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''} of {environment['cpu']}"
+    return f"{threads} and {environment['gpu']}" if "gpu" in environment else threads
 
 
 def _validation(content: Mapping[str, Any]) -> str:
@@ -146,8 +151,8 @@ CAPTION = (
     "NDCG@10 on the test items against the bytes of the exported model, means over seeds. Bars: 95 % intervals of the "
     "difference from the reference, user by user and seed by seed: trained methods against the control of the same seed and "
     "recipe, `ptq` and `adaround` against the checkpoint they start from. Band: the interval of the control, the "
-    "full-precision model trained on for as long. Black: models in full precision with fewer features, and float16. Hollow: a "
-    "quantized model on or under that line, which is not worth it."
+    "full-precision model trained on for as long. Black: models in full precision with fewer or more features, and float16. "
+    "Hollow: a quantized model that is not above that line beyond noise, which counts as not worth it."
 )
 
 
@@ -162,11 +167,11 @@ def widths(path: Path, document: Path) -> str:
     """Everything of a merged reference: figure, words, table, and where it comes from."""
     content = read_json(path)
     found = grid.load(content)
-    made = content["environment"]
-    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}"
+    machines = dict.fromkeys(machine(part["environment"]) for part in content["parts"])
     facts = (
         f"Bold: the choice, which has the highest NDCG@10 on validation. {len(content['parts'])} parts, "
-        f"{made['seconds'] / 3600:.1f} hours in all with {threads} of {made['cpu']}; each part's command and parameters are in "
+        f"{content['environment']['seconds'] / 3600:.1f} hours in all with {' or '.join(machines)}; each part's command and "
+        "parameters are in "
         f"the file.\n\nProtocol: {protocol(content['card'])}.\n"
     )
     return f"{picture(path, document)}{grid.words(found)}\n{smallest(found)}\n{grid.table(found)}\n{facts}"

@@ -5,6 +5,7 @@ user and seed by seed: what is hard for every model, or due to one training run,
 the interval of either number become visible.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,11 +143,13 @@ def agreement(names: Sequence[str]) -> str:
     same, of_same = worst("same_top10", min)
     gain, of_gain = worst("ndcg@10_difference", max)
     text = "step" if steps == 1 else "steps"
+    # Of a bound the last digit is on the safe side; of what has fewer digits it is what it is.
+    least, most = math.floor(round(1e4 * same, 6)) / 100, math.ceil(round(1e5 * gain, 6)) / 1e5
     return (
         "What is measured is the exported model, run by its own runtime. Against the simulation of the same checkpoint in "
         f"torch, final states differ by at most {steps:g} integer {text}{f' ({of_steps})' if steps else ''}, at least "
-        f"{100 * same:.2f} % of users get the same ten items in the same order{f' ({of_same})' if same < 1 else ''}, "
-        f"and NDCG@10 differs by at most {gain:.5f}{f' ({of_gain})' if gain else ''}."
+        f"{least:.2f} % of users get the same ten items in the same order{f' ({of_same})' if same < 1 else ''}, "
+        f"and NDCG@10 differs by at most {most:.5f}{f' ({of_gain})' if gain else ''}."
     )
 
 

@@ -221,15 +221,16 @@ def worth_sentence(widths: Widths, line: str, model: str | None = None) -> str:
     wide = [bits for bits, best in cells.items() if best.worth == "worth it"]
     parts = []
     if not bad:
-        parts.append("every quantized model is above the line of full-precision models of its size")
+        which = "that has full-precision models of its size to be compared with is above their line" if tiny else ""
+        parts.append(f"every quantized model {which or 'is above the line of full-precision models of its size'}")
     else:
         if wide:
             parts.append(f"the chosen method is worth its bytes at {bits_text(*sorted(wide, reverse=True))}")
         lost = [best for best in cells.values() if best.worth == "not worth it"]
         if lost:
             parts.append(
-                f"at {bits_text(*(point.bits for point in lost))} it is on or under the line of full-precision models of "
-                "its size, and not worth it"
+                f"at {bits_text(*(point.bits for point in lost))} it is not above the line of full-precision models of "
+                "its size beyond noise, and not worth it"
             )
         names = [point for point in bad if point.name not in {best.name for best in cells.values()}]
         if names:

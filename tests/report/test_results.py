@@ -190,6 +190,11 @@ def test_the_least_agreement_of_all_variants_is_told(folder: Path, study: Study)
     assert "differ by at most 1 integer step (lsq)" in text
     assert "at least 99.90 % of users" in text
     assert "NDCG@10 differs by at most 0.00010 (ptq)" in text
+    # The last digit of a bound is on the safe side.
+    write_json(Path("data/evaluated/ptq/agreement.json"), [{"steps": 0, "same_top10": 0.99998, "ndcg@10_difference": 2e-6}])
+    write_json(Path("data/evaluated/lsq/agreement.json"), [{"steps": 0, "same_top10": 1.0, "ndcg@10_difference": 0.0}])
+    text = load_results(study).agreement
+    assert "at least 99.99 % of users" in text and "at most 0.00001 (ptq)" in text
     (folder / "data/evaluated/ptq/agreement.json").write_text("[{}]")
     with pytest.raises(UserError, match="agreement.json is not what evaluate writes"):
         load_results(study)
