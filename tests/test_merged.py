@@ -147,6 +147,19 @@ def test_another_model_has_cells_and_a_control_of_its_own(make: Make) -> None:
     command.check(["bits"])
 
 
+def test_what_to_ship_is_compared_over_the_seeds_of_both() -> None:
+    """`wide` is better than `small` with the seed of both, though worse than its mean over two."""
+
+    def whole(name: str, size: int, **by_seed: float) -> widths.Whole:
+        values = {int(seed[1:]): value for seed, value in by_seed.items()}
+        return widths.Whole(name, len(values), size, 0.0, 0.0, 0.0, sum(values.values()) / len(values), values)
+
+    small, wide = whole("small", 100, s1=0.1, s2=0.5), whole("wide", 200, s1=0.2)
+    equal, other = whole("equal", 200, s1=0.2), whole("other", 300, s3=0.15)
+    found = widths.Widths((), (small, wide, equal, other), (), ()).smallest
+    assert [own.name for own in found] == ["small", "wide"]  # `other` shares no seed: its mean is below both
+
+
 def test_four_lines_are_two_and_two() -> None:
     assert widths_figure.rows_of(["a"]) == [["a"]]
     assert widths_figure.rows_of(["a", "b", "c"]) == [["a", "a"], ["b", "c"]]

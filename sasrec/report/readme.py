@@ -179,7 +179,10 @@ def widths(path: Path, document: Path) -> str:
 
 def smallest(found: grid.Widths) -> str:
     """What to ship at each size, with what that says."""
-    lead = "Smallest first, the models that no other of about their size or smaller equals on validation (the Pareto front):"
+    lead = (
+        "Smallest first, the models that no other of about their size or smaller equals on validation, over the seeds of both "
+        "(the Pareto front):"
+    )
     return f"{lead}\n\n{grid.smallest_table(found)}"
 
 

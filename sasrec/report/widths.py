@@ -28,8 +28,8 @@ METHODS = ("ptq", "ste", "lsq", "pact", "dorefa", "apot", "adaround", "pq")
 class Point:
     """A quantized variant. quality: NDCG@10 on test; low, high: where the 95 % interval of its paired difference from the
     reference puts it; change, change_low, change_high: that difference in percent; worth: the verdict against full-precision
-    models of its size, None where there are none so small; validation: NDCG@10; model: what it was made from, where that is
-    not the usual one."""
+    models of its size, None where there are none so small; validation: NDCG@10, the mean and by seed; model: what it was made
+    from, where that is not the usual one."""
 
     name: str
     method: str
@@ -47,6 +47,7 @@ class Point:
     verdict: str
     worth: str | None
     validation: float | None
+    by_seed: Mapping[int, float]
     model: str | None
 
     @property
@@ -57,7 +58,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Whole:
-    """A full-precision model, or the control."""
+    """A full-precision model, or the control; validation and by_seed as of `Point`."""
 
     name: str
     seeds: int
@@ -66,6 +67,7 @@ class Whole:
     low: float
     high: float
     validation: float | None
+    by_seed: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,30 @@ class Widths:
     @property
     def smallest(self) -> list[Point | Whole]:
         """Of all models, quantized or not, those whose NDCG@10 on validation no other of about their bytes or fewer equals,
-        smallest first: what to ship at each size. Tests choose nothing."""
-        every: dict[str, Point | Whole] = {own.name: own for own in self.points}
-        every |= {own.name: own for own in (*self.models, *self.controls)}
-        known = [(name, own.size, own.validation) for name, own in every.items() if own.validation is not None]
-        return [every[name] for name, *_ in undominated(known, SAME_SIZE)]
+        smallest first: what to ship at each size. Two are compared over the seeds that both have, for a seed says more than
+        the difference between most. Tests choose nothing."""
+        every: list[Point | Whole] = [*self.points, *self.models, *self.controls]
+        known = [own for own in every if own.validation is not None]
+
+        def beaten(own: Point | Whole) -> bool:
+            near = [other for other in known if other is not own and other.size <= SAME_SIZE * own.size]
+            return any(_ahead(other, own, known.index(other) < known.index(own)) for other in near)
+
+        return sorted((own for own in known if not beaten(own)), key=lambda own: own.size)
 
 
-def undominated(models: Sequence[tuple[str, int, float]], same: float = 1.0) -> list[tuple[str, int, float]]:
-    """Of (name, bytes, quality) those that no other of at most their bytes, or up to `same` times as many, equals, smallest
-    first."""
+def _ahead(one: Point | Whole, other: Point | Whole, first: bool) -> bool:
+    """Whether one is better on validation than the other, or as good and smaller, or that and the first of the two."""
+    seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
+    own, its = ([each.by_seed[seed] for seed in seeds] or [each.validation or 0.0] for each in (one, other))
+    return (sum(own), -one.size, first) > (sum(its), -other.size, not first)
+
+
+def undominated(models: Sequence[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
+    """Of (name, bytes, quality) those that no other of at most their bytes equals, smallest first."""
     found: list[tuple[str, int, float]] = []
     for model in sorted(models, key=lambda model: (-model[2], model[1])):
-        if not found or same * model[1] < found[-1][1]:
+        if not found or model[1] < found[-1][1]:
             found.append(model)
     return found[::-1]
 
@@ -128,8 +141,11 @@ def load(content: Mapping[str, Any]) -> Widths:
         if run["kind"] == "method":
             points.append(_point(name, run, values, compared[name, run["reference"]], worth.get(name)))
         elif run["kind"] != "baseline":
-            numbers = (values[key] for key in ("bytes", "ndcg@10", "ndcg@10_low", "ndcg@10_high", "valid_ndcg@10"))
-            whole = Whole(name, len(run["seeds"]), *numbers)
+            whole = Whole(
+                name=name, seeds=len(run["seeds"]), size=values["bytes"], quality=values["ndcg@10"],
+                low=values["ndcg@10_low"], high=values["ndcg@10_high"], validation=values["valid_ndcg@10"],
+                by_seed=_by_seed(run),
+            )  # fmt: skip
             (models if run["kind"] == "model" else controls).append(whole)
     return Widths(tuple(points), tuple(models), tuple(controls), tuple(content["choices"]))
 
@@ -144,8 +160,13 @@ def _point(name: str, run: Mapping[str, Any], values: Mapping[str, Any], row: Ma
         quality=quality, low=quality + row["low"] - row["difference"], high=quality + row["high"] - row["difference"],
         reference=run["reference"], change=change, change_low=change_low, change_high=change_high,
         verdict={"within noise": "tied"}.get(row["verdict"], row["verdict"]), worth=worth,
-        validation=values["valid_ndcg@10"], model=run.get("model"),
+        validation=values["valid_ndcg@10"], by_seed=_by_seed(run), model=run.get("model"),
     )  # fmt: skip
+
+
+def _by_seed(run: Mapping[str, Any]) -> dict[int, float]:
+    pairs = zip(run["seeds"], run["valid_ndcg@10"], strict=True)
+    return {seed: value for seed, value in pairs if value is not None}
 
 
 def in_words(line: str) -> str:
