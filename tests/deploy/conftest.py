@@ -24,6 +24,12 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
+def histories() -> torch.Tensor:
+    made = torch.randint(1, ITEMS + 1, (64, 8), generator=torch.Generator().manual_seed(1))
+    made[:20, :3] = 0
+    return made
+
+
 def build(**model: object) -> SASRec:
     torch.manual_seed(0)
     made = SASRec(ModelParams(**{**SMALL, **model}), ITEMS).eval()  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from sasrec.quant.attach import attach, calibrate, freeze, load_method
 from sasrec.quant.frozen import from_tensors, to_tensors
 from sasrec.quant.recipe import Run, quantize
 from tests.conftest import SmallStore
-from tests.deploy.test_artefact import operators
+from tests.deploy.test_operators import operators
 
 ITEMS = 30
 CATALOGUE = [Item(f"sku/{i}", f"Title {i}", (f"c{i % 4}",), i) for i in range(1, ITEMS + 1)]
