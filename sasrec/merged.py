@@ -177,14 +177,19 @@ def changed(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str,
     return nested
 
 
+def widths_apart(quant: QuantParams) -> dict[str, int]:
+    """Of the kinds of tensors whose width is not `quant.bits`."""
+    own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
+    return {kind: bits for kind, bits in own.items() if bits is not None and bits != quant.bits}
+
+
 def cell_of(quant: QuantParams, where: str) -> tuple[int, str]:
     """Width and line of a part. The line is its preset, `tables` where these alone are narrower than 8 bits, whose width then
     counts, or else the kinds of tensors whose width is not quant.bits. Raises UserError for mixed widths, which no line
     holds."""
     if quant.overrides or quant.budget_kb is not None or quant.max_drop is not None:
         raise UserError(f"{where}: the parts of a grid have one width a kind of tensor, not quant.overrides or mixed widths")
-    own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
-    apart = {kind: bits for kind, bits in own.items() if bits is not None and bits != quant.bits}
+    apart = widths_apart(quant)
     if quant.preset == "all" and quant.bits == WIDEST and list(apart) == ["tables"]:
         return apart["tables"], "tables"
     words = [f"{kind}{bits}" for kind, bits in apart.items()]

@@ -24,7 +24,7 @@ from sasrec.evaluation import model_scorer, rank
 from sasrec.files import atomic_folder, read_json, write_json, write_text
 from sasrec.mapping import from_mapping
 from sasrec.measurements import as_csv, read_rows
-from sasrec.merged import of_control
+from sasrec.merged import of_control, widths_apart
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
 from sasrec.process import run_once
@@ -110,8 +110,7 @@ def data_of(study: Study) -> str:
 
 def bits_of(quant: QuantParams) -> str:
     """The width, and those of the kinds of tensors that have another."""
-    own = {"weights": quant.weight_bits, "activations": quant.activation_bits, "tables": quant.embedding_bits}
-    return ", ".join([str(quant.bits), *(f"{kind} {bits}" for kind, bits in own.items() if bits not in (None, quant.bits))])
+    return ", ".join([str(quant.bits), *(f"{kind} {bits}" for kind, bits in widths_apart(quant).items())])
 
 
 def method_of(quant: QuantParams, method: str) -> str:

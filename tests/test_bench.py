@@ -203,7 +203,7 @@ def test_a_turn_of_steps_has_the_batches_of_the_whole_data() -> None:
 @pytest.mark.parametrize("windows", ["all", "last"])
 def test_a_turn_of_steps_tells_how_many_it_took(windows: Literal["all", "last"], monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain code and the other may cut different numbers of windows; a step's time is that of each one's own."""
-    store = random_store(50, 5 * SHAPE.max_len + 3, 100)
+    store = random_store(50, 6 * SHAPE.max_len - 1, 100)  # which no number of whole windows is
     setting = Setting("tiny", SHAPE, replace(PAPER, batch_size=4, windows=windows))
     taken: list[object] = []
 

@@ -107,17 +107,16 @@ class Widths:
         known = [own for own in every if own.validation is not None]
 
         def beaten(own: Point | Whole) -> bool:
-            near = [other for other in known if other is not own and other.size <= SAME_SIZE * own.size]
-            return any(_ahead(other, own, known.index(other) < known.index(own)) for other in near)
+            return any(other.size <= SAME_SIZE * own.size and _ahead(other, own) for other in known)
 
         return sorted((own for own in known if not beaten(own)), key=lambda own: own.size)
 
 
-def _ahead(one: Point | Whole, other: Point | Whole, first: bool) -> bool:
-    """Whether one is better on validation than the other, or as good and smaller, or that and the first of the two."""
+def _ahead(one: Point | Whole, other: Point | Whole) -> bool:
+    """Whether one is better on validation than the other; of two that are level the smaller is, and of the same size one."""
     seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
     own, its = ([each.by_seed[seed] for seed in seeds] or [each.validation or 0.0] for each in (one, other))
-    return (sum(own), -one.size, first) > (sum(its), -other.size, not first)
+    return (sum(own), -one.size, other.name) > (sum(its), -other.size, one.name)
 
 
 def undominated(models: Sequence[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
