@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sasrec.data.categories import Categories, as_text, per_item
+from sasrec.data.categories import Categories, per_item
 from sasrec.data.spool import Array, Column
 from sasrec.data.table import Numbers, Table, numbers
 from sasrec.data.timestamps import one_by_one, to_integers
@@ -60,8 +60,8 @@ class Collector:
         ratings: Array | None,
         categories: pa.ChunkedArray | None,
     ) -> None:
-        """users, items: ids as text, integers, or dictionaries of them. categories: these, or lists. Raises ValueError where a
-        timestamp is missing or is not a time."""
+        """users, items: ids as text, integers, or dictionaries of them. categories: text (`categories.as_text`). Raises
+        ValueError where a timestamp is missing or is not a time."""
         self._append("users", self.users.encode(users), np.int32)
         codes = self.items.encode(items)
         self._append("items", codes, np.int32)
@@ -73,7 +73,7 @@ class Collector:
         if ratings is not None:
             self._append("ratings", ratings, np.float32)
         if categories is not None:
-            self._append("categories", self.categories.encode(as_text(categories)), np.int32)
+            self._append("categories", self.categories.encode(categories), np.int32)
 
     def _append(self, name: str, values: Array, dtype: type) -> None:
         if name not in self.columns:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from sasrec.data.categories import BadCategory
+from sasrec.data.categories import BadCategory, as_text
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found
 from sasrec.data.explain import bad_line, explain, find_swallowed, quote, rows
@@ -128,6 +128,8 @@ def _table(path: Path, layout: Layout, timestamps: pa.DataType, folder: Path | N
                 ratings = to_numpy(at["rating"])
                 if not np.isfinite(ratings).all():
                     raise ValueError("a rating is not finite")
+            if "category" in at:
+                at["category"] = as_text(at["category"])
             found.add(at["user"], at["item"], at.get("timestamp"), ratings, at.get("category"))
     if not len(found):
         raise ValueError("no interactions")
