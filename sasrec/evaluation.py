@@ -147,25 +147,25 @@ def refuse_nan(undefined: Sequence[Tensor]) -> None:
 def best(scores: Tensor, k: int) -> Tensor:
     """Ids of the k best columns of each row, (batch, k), best first; ties go to the lower id."""
     k = min(k, scores.shape[1])
-    values, ids = scores.topk(k)
-    least = values[:, -1:]
     if scores.device.type != "cpu":
-        return in_order(scores, lowest_best(scores, least, k))
-    # topk takes any of those that tie at the edge; only rows where some are left out need care, and inside the k best a
-    # stable sort by descending value of ids in ascending order settles the rest.
-    crowded = ((scores >= least).sum(1) > k).nonzero().squeeze(1)
-    if len(crowded):
-        part, edge = scores[crowded], least[crowded]
-        room = k - (part > edge).sum(1, keepdim=True)
-        tied = part == edge
-        taken = (part > edge) | (tied & (tied.cumsum(1) <= room))
-        ids[crowded] = taken.nonzero()[:, 1].view(-1, k)
-    return in_order(scores, ids.sort(dim=1).values)
+        return settled(scores, k)
+    # topk takes any of those that tie, in any order, so that rows with ties among the k best, or between the last of these and
+    # the next, are looked at again. Most have none.
+    values, ids = scores.topk(min(k + 1, scores.shape[1]))
+    ids = ids[:, :k]
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
+    if len(tied):
+        ids[tied] = settled(scores[tied], k)
+    return ids
+
+
+def settled(scores: Tensor, k: int) -> Tensor:
+    """`best` with passes over all columns instead of the look for rows that tie, which a GPU would have to be waited for."""
+    return in_order(scores, lowest_best(scores, scores.topk(k).values[:, -1:], k))
 
 
 def lowest_best(scores: Tensor, least: Tensor, k: int) -> Tensor:
-    """Ids of the k best columns, (batch, k), ascending, where least (batch, 1) is the k-th best score, with passes over all
-    columns instead of the look for rows that need them, which a GPU would have to be waited for."""
+    """Ids of the k best columns, (batch, k), ascending, where least (batch, 1) is the k-th best score."""
     better, tied = scores > least, scores == least
     taken = better | (tied & (tied.cumsum(1) <= k - better.sum(1, keepdim=True)))
     # Of numbers that fall with the id, the k highest: those taken, in ascending order of ids.

@@ -374,7 +374,8 @@ def test_the_start_of_every_matrix(init: str) -> None:
 def test_states_without_gradients_are_those_with(
     block: Literal["original", "pre_norm", "post_norm"], heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without, queries are taken some at a time, and the last block's keys and values are never made."""
+    """Without, queries are taken some at a time; where the last state alone is asked for, the last block's keys and values are
+    never made, nor with one head the keys of the others."""
     monkeypatch.setattr(attention, "QUERIES", 3)
     torch.manual_seed(0)
     model = SASRec(ModelParams(max_len=8, hidden=12, block=block, heads=heads), 20).eval()
@@ -387,3 +388,25 @@ def test_states_without_gradients_are_those_with(
     with torch.no_grad():
         torch.testing.assert_close(model.encode(histories)[real], expected[real], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.encode(histories, last=True), expected[:, -1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["query", "key", "value"])
+@pytest.mark.parametrize("tap", ["weight_tap", "tap"])
+def test_what_is_rounded_in_attention_is_rounded_where_the_last_state_alone_is_asked_for(layer: str, tap: str) -> None:
+    """Each place alone, as the stage `sensitivity` has it: products with it are not taken in another order."""
+    model = build()
+    histories = torch.tensor([[0, 0, 3, 4, 5, 6, 7, 1], [1, 2, 3, 4, 5, 6, 7, 8]])
+    plain = model.encode(histories, last=True).detach()
+
+    class Rounded(torch.nn.Module):
+        def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            return x.round(decimals=1)
+
+    attended = model.blocks[0].attention
+    place = getattr(attended, layer).weight_tap if tap == "weight_tap" else getattr(attended, f"{layer}_tap")
+    place.quantizer = Rounded()
+    expected = model.encode(histories)[:, -1:].detach()
+    with torch.no_grad():
+        found = model.encode(histories, last=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, plain, rtol=1e-4, atol=1e-4)

@@ -146,13 +146,20 @@ class Attention(Dropping):
         mask: Tensor | None,
         query_mask: Tensor | None,
         by_head: Tensor | None = None,
+        reorder: bool = False,
     ) -> Tensor:
         """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
         bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
-        tokens. by_head: (batch * heads, n, length), added to the scores, too, and learned. Returns (batch, n, hidden)."""
-        if queries.shape[1] == 1 and self.combines and not (self.training or torch.is_grad_enabled()):
+        tokens. by_head: (batch * heads, n, length), added to the scores, too, and learned. reorder: products may be taken in
+        another order where that is less work and no gradient is asked for; some layers are then never called. Returns
+        (batch, n, hidden)."""
+        reorder = reorder and self.combines and not (self.training or torch.is_grad_enabled())
+        if reorder and queries.shape[1] == 1:
             return self.of_one(queries, keys, bias, query_mask, by_head)
-        query, key, value, bias = self.projected(queries, keys, bias, mask, query_mask, by_head)
+        if reorder and self.heads == 1 and self.query_tap.quantizer is None and self.query.weight_tap.quantizer is None:
+            query, key, value, bias = self.turned(queries), keys, self.value(keys), self.biases(bias, by_head)
+        else:
+            query, key, value, bias = self.projected(queries, keys, bias, mask, query_mask, by_head)
         query_heads = query_mask
         if self.heads > 1 and query_mask is not None:
             query_heads = query_mask.repeat_interleave(self.heads, 0)
@@ -174,7 +181,7 @@ class Attention(Dropping):
 
     @property
     def combines(self) -> bool:
-        """Whether keys and values are nothing but products of what they are made from, so that `of_one` may be used."""
+        """Whether keys and values are nothing but products of what they are made from, so that these may be reordered."""
         between = (self.key_tap, self.value_tap, self.key.weight_tap, self.value.weight_tap, self.weights_tap)
         return self.locality is None and self.context_tap is None and all(tap.quantizer is None for tap in between)
 
@@ -194,6 +201,12 @@ class Attention(Dropping):
         summed = (scores.softmax(-1) @ keys).transpose(0, 1)  # (heads, batch, hidden)
         context = (summed @ of_values.transpose(1, 2)).transpose(0, 1)
         return context.flatten(1)[:, None] + self.value.bias
+
+    def turned(self, queries: Tensor) -> Tensor:
+        """Of one head, (batch, n, hidden) to be multiplied with the inputs of the keys in place of the keys: both projections
+        in one product as large as either. As in `of_one` the bias of the keys changes no weight."""
+        of_keys = self.key.weight.T
+        return torch.nn.functional.linear(queries, of_keys @ self.query.weight, of_keys @ self.query.bias)
 
     def projected(
         self,

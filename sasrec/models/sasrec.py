@@ -55,9 +55,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(params)
         self.output_tap = Tap("activation", params.hidden, stream=True)
 
-    def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None, last: bool, gaps: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor, mask: Tensor | None, last: bool, reorder: bool, gaps: Tensor | None = None
+    ) -> Tensor:
         """x: (batch, length, hidden). gaps: (batch, length, length) of `side.time_gaps`, for a time bias. With `last` only
-        the last position is computed: (batch, 1, hidden)."""
+        the last position is computed: (batch, 1, hidden). reorder: as `Attention.forward` has it."""
         keep = slice(-1, None) if last else slice(None)
         query_mask = None if mask is None else mask[:, keep]
         own, bias = x[:, keep], bias[:, keep]
@@ -65,16 +67,16 @@ class Block(nn.Module):
         if self.kind == "original":
             own = self.attention_norm(own)
             keys = x if self.keys_tap is None else self.keys_tap(x, mask=mask)
-            own = own + self.attention(self.queries_tap(own, mask=query_mask), keys, bias, mask, query_mask, by_head)
+            own = own + self.attention(self.queries_tap(own, mask=query_mask), keys, bias, mask, query_mask, by_head, reorder)
             own = self.feed_forward_norm(own)
             own = self.feed_forward(own, own, query_mask)
         elif self.kind == "pre_norm":
             keys = self.queries_tap(self.attention_norm(x), mask=mask)
-            own = own + self.attention(keys[:, keep], keys, bias, mask, query_mask, by_head)
+            own = own + self.attention(keys[:, keep], keys, bias, mask, query_mask, by_head, reorder)
             own = self.feed_forward(self.feed_forward_norm(own), own, query_mask)
         else:
             keys = self.queries_tap(x, mask=mask)
-            own = self.attention_norm(own + self.attention(keys[:, keep], keys, bias, mask, query_mask, by_head))
+            own = self.attention_norm(own + self.attention(keys[:, keep], keys, bias, mask, query_mask, by_head, reorder))
             own = self.feed_forward_norm(self.feed_forward(own, own, query_mask))
         return self.output_tap(own, mask=query_mask)
 
@@ -136,7 +138,7 @@ class SASRec(Dropping):
         see each other.
 
         Returns the state after each position, (batch, length, hidden), or with `last` after the last one only,
-        (batch, 1, hidden): the same values, for less work in the last block.
+        (batch, 1, hidden): the same values, for less work.
         """
         events = histories if isinstance(histories, Events) else Events(histories)
         if self.training and self.event_inputs:
@@ -163,7 +165,7 @@ class SASRec(Dropping):
             bias = bias + x.new_zeros(mask.shape).masked_fill_(~mask, HIDDEN_SCORE)[:, None]
         gaps = self._gaps(events)
         for i, block in enumerate(self.blocks):
-            x = block(x, bias, mask, last and i == len(self.blocks) - 1, gaps)
+            x = block(x, bias, mask, last and i == len(self.blocks) - 1, last, gaps)
         if self.final_norm is not None:
             x = self.final_norm(x)
         state_mask = mask if mask is None or not last else mask[:, -1:]
