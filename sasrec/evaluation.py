@@ -148,20 +148,19 @@ def best(scores: Tensor, k: int) -> Tensor:
     """Ids of the k best columns of each row, (batch, k), best first; ties go to the lower id."""
     k = min(k, scores.shape[1])
     if scores.device.type != "cpu":
-        return settled(scores, k)
-    # topk takes any of those that tie, in any order, so that rows with ties among the k best, or between the last of these and
-    # the next, are looked at again. Most have none.
+        return in_order(scores, lowest_best(scores, scores.topk(k).values[:, -1:], k))
+    # topk takes any of those that tie, in any order. One more than k tells which rows have ties at the edge, and which have
+    # any; most have none.
     values, ids = scores.topk(min(k + 1, scores.shape[1]))
-    ids = ids[:, :k]
-    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
+    equal = values[:, 1:] == values[:, :-1]
+    least, ids = values[:, k - 1 : k], ids[:, :k]
+    crowded = equal[:, k - 1 :].any(1).nonzero().squeeze(1)
+    if len(crowded):
+        ids[crowded] = lowest_best(scores[crowded], least[crowded], k)
+    tied = equal.any(1).nonzero().squeeze(1)
     if len(tied):
-        ids[tied] = settled(scores[tied], k)
+        ids[tied] = in_order(scores[tied], ids[tied].sort(dim=1).values)
     return ids
-
-
-def settled(scores: Tensor, k: int) -> Tensor:
-    """`best` with passes over all columns instead of the look for rows that tie, which a GPU would have to be waited for."""
-    return in_order(scores, lowest_best(scores, scores.topk(k).values[:, -1:], k))
 
 
 def lowest_best(scores: Tensor, least: Tensor, k: int) -> Tensor:
