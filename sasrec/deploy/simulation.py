@@ -111,6 +111,7 @@ class IntegerAttention(nn.Module):
         mask: Tensor | None,
         query_mask: Tensor | None,
         by_head: Tensor | None = None,
+        reorder: bool = False,  # what is rounded between products keeps them in order
     ) -> Tensor:
         own = self.inner
         query, key, value, bias = own.projected(queries, keys, bias, mask, query_mask, by_head)
