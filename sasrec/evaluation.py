@@ -147,7 +147,7 @@ def refuse_nan(undefined: Sequence[Tensor]) -> None:
 def best(scores: Tensor, k: int) -> Tensor:
     """Ids of the k best columns of each row, (batch, k), best first; ties go to the lower id."""
     k = min(k, scores.shape[1])
-    if scores.device.type != "cpu":
+    if scores.device.type != "cpu":  # all rows, because a GPU would have to be waited for to know which need it
         return in_order(scores, lowest_best(scores, scores.topk(k).values[:, -1:], k))
     # topk takes any of those that tie, in any order. One more than k tells which rows have ties at the edge, and which have
     # any; most have none.
