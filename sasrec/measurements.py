@@ -2,10 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sasrec.errors import UserError
+from sasrec.files import write_text
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
@@ -25,6 +27,24 @@ def shown_rows(path: Path, command: str, columns: Sequence[str] | None = None) -
     if not path.exists():
         raise UserError(f"a table names {path}, which does not exist; python -m {command} makes it")
     return read_rows(path, columns)
+
+
+def replace_rows(
+    path: Path,
+    found: Iterable[Mapping[str, str]],
+    keys: Sequence[str],
+    columns: Sequence[str],
+    order: Callable[[Mapping[str, str]], Any] | None = None,
+) -> None:
+    """Write the table with what was found in place of the rows that agree with it in the columns `keys`, and new ones behind.
+
+    order: what the rows are sorted by; None: as they came. Raises UserError where the table has other columns.
+    """
+    rows: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for row in [*read_rows(path, columns), *found]:
+        rows[tuple(row[key] for key in keys)] = row
+    ordered = list(rows.values()) if order is None else sorted(rows.values(), key=order)
+    write_text(path, as_csv(ordered, columns))
 
 
 def as_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:

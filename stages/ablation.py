@@ -21,9 +21,9 @@ from sasrec import metrics
 from sasrec.config import NO_FILE, QuantParams, Study
 from sasrec.errors import UserError
 from sasrec.evaluation import model_scorer, rank
-from sasrec.files import atomic_folder, read_json, write_json, write_text
+from sasrec.files import atomic_folder, read_json, write_json
 from sasrec.mapping import from_mapping
-from sasrec.measurements import as_csv, read_rows
+from sasrec.measurements import replace_rows
 from sasrec.merged import of_control, widths_apart
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
@@ -149,9 +149,7 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
         )  # fmt: skip
         row = dict(zip(COLUMNS, values, strict=True))
         print(", ".join(f"{name} {value}" for name, value in row.items() if value), flush=True)
-        rows = {tuple(old[key] for key in KEYS): old for old in read_rows(TABLE, COLUMNS)}
-        rows[tuple(row[key] for key in KEYS)] = row
-        write_text(TABLE, as_csv(rows.values(), COLUMNS))
+        replace_rows(TABLE, [row], KEYS, COLUMNS)
 
 
 def main() -> None:

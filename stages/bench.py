@@ -35,13 +35,12 @@ from sasrec.bench.works import Methods
 from sasrec.config import Study, TrainParams
 from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
-from sasrec.files import write_text
 from sasrec.machine import processor, processor_flags
 from sasrec.mapping import unknown
-from sasrec.measurements import as_csv
+from sasrec.measurements import replace_rows
 from sasrec.process import set_up
 from sasrec.report.figures import write_figure
-from sasrec.report.speed import COLUMNS, draw, key, read
+from sasrec.report.speed import COLUMNS, KEY, draw, read
 from stages.common import read_study
 
 TABLE = Path("metrics/reference/speed.csv")
@@ -228,13 +227,6 @@ def bench_of(study: Study, name: str, options: argparse.Namespace, log: Log) -> 
     return Bench(study, setting, store, (options.raw, options.prepared), methods, options.rounds, options.threads, log)
 
 
-def keep(found: Sequence[Row]) -> None:
-    """Replace the rows of what was measured; settings and things stay in the order they first came in."""
-    rows = {key(row): row for row in read(TABLE)} if TABLE.exists() else {}
-    rows |= {key(row): row for row in found}
-    write_text(TABLE, as_csv(list(rows.values()), COLUMNS))
-
-
 def print_medians(found: Iterable[Row], device: str, log: Log) -> None:
     """Of times on the wall on a GPU."""
     for row in found:
@@ -269,7 +261,7 @@ def main() -> None:
             wanted = [what for what in WHAT if what in options.what and (bench.setting.random_items is None or what == "step")]
             for what in wanted:
                 if not on_gpu:
-                    keep(list(bench.rows(what)))
+                    replace_rows(TABLE, bench.rows(what), KEY, COLUMNS)
                 elif what not in OF_THE_PROCESSOR:
                     print_medians(bench.rows(what), torch.cuda.get_device_name(), log)
         if on_gpu:

@@ -25,9 +25,8 @@ from sasrec.config import ModelParams, TrainParams
 from sasrec.data.batches import Batch
 from sasrec.data.sequences import Held, Part
 from sasrec.errors import UserError
-from sasrec.files import write_text
 from sasrec.machine import processor
-from sasrec.measurements import as_csv, read_rows
+from sasrec.measurements import replace_rows
 from sasrec.models.sasrec import SASRec
 from sasrec.process import set_up
 from sasrec.training import Trainer
@@ -114,11 +113,6 @@ def row_of(items: int, hidden: int, users: int, rounds: int) -> dict[str, str]:
     return {"items": str(items), "hidden": str(hidden), "validation_users": str(users), "cpu": processor()} | values
 
 
-def read() -> dict[tuple[int, int], dict[str, str]]:
-    """The rows measured so far, by items and width."""
-    return {(int(row["items"]), int(row["hidden"])): row for row in read_rows(TABLE, COLUMNS)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.catalogues", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,8 +132,7 @@ def main() -> None:
         for items in options.items or [3416, 83_000, 1_000_000]:
             row = row_of(items, options.hidden, options.users, options.rounds)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            rows = read() | {(items, options.hidden): row}
-            write_text(TABLE, as_csv([rows[key] for key in sorted(rows)], COLUMNS))
+            replace_rows(TABLE, [row], ["items", "hidden"], COLUMNS, order=lambda row: (int(row["items"]), int(row["hidden"])))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -25,7 +25,7 @@ from sasrec.data.source import Source
 from sasrec.errors import UserError
 from sasrec.files import read_json, sha256, write_json, write_text
 from sasrec.machine import processor
-from sasrec.measurements import as_csv, read_rows
+from sasrec.measurements import read_rows, replace_rows
 from sasrec.report.figures import write_figure
 from sasrec.report.scale import scale_figure
 
@@ -108,11 +108,6 @@ def measure(rows: int, parent: Path | None) -> dict[str, str]:
         }
 
 
-def read() -> dict[int, dict[str, str]]:
-    """The rows of the table so far, by their number of interactions."""
-    return {int(row["rows"]): row for row in read_rows(TABLE, COLUMNS)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,9 +121,8 @@ def main() -> None:
         for rows in options.rows or DEFAULT:
             row = measure(rows, options.folder)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            found = read() | {rows: row}
-            write_text(TABLE, as_csv([found[key] for key in sorted(found)], COLUMNS))
-            write_figure(TABLE.with_suffix(".png"), scale_figure, list(read().values()), source=f"sha256 {sha256(TABLE)}")
+            replace_rows(TABLE, [row], ["rows"], COLUMNS, order=lambda row: int(row["rows"]))
+            write_figure(TABLE.with_suffix(".png"), scale_figure, read_rows(TABLE, COLUMNS), source=f"sha256 {sha256(TABLE)}")
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,8 @@ from sasrec.config import QuantParams
 from sasrec.deploy.artefact import Item, export
 from sasrec.deploy.recommender import Recommender
 from sasrec.errors import UserError
-from sasrec.files import write_text
 from sasrec.machine import processor, processor_flags
-from sasrec.measurements import as_csv, read_rows
+from sasrec.measurements import replace_rows
 from sasrec.models.sasrec import SASRec
 from sasrec.peers import Work, by_onnxruntime, by_torch
 from sasrec.process import set_up
@@ -85,11 +84,6 @@ def rows_of(shape: str, bits: int, batches: Sequence[int], repeats: int, others:
     return rows
 
 
-def read() -> dict[tuple[str, ...], dict[str, str]]:
-    """The rows measured so far, by shape, bits and batch."""
-    return {(row["shape"], row["bits"], row["batch"]): row for row in read_rows(TABLE, COLUMNS)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -114,15 +108,14 @@ def main() -> None:
                 others["torch_compile"] = by_torch(plain, compiled=True)
             for bits in options.bits:
                 found = rows_of(shape, bits, options.batches, options.repeats, others)
-                rows = read() | {(row["shape"], row["bits"], row["batch"]): row for row in found}
-                write_text(TABLE, as_csv([rows[key] for key in sorted(rows, key=order)], COLUMNS))
+                replace_rows(TABLE, found, ["shape", "bits", "batch"], COLUMNS, order)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def order(key: Sequence[str]) -> tuple[int, int, int]:
+def order(row: Mapping[str, str]) -> tuple[int, int, int]:
     """Small shapes first, many bits first, small batches first."""
-    return list(SHAPES).index(key[0]), -int(key[1]), int(key[2])
+    return list(SHAPES).index(row["shape"]), -int(row["bits"]), int(row["batch"])
 
 
 if __name__ == "__main__":

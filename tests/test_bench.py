@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from stages import bench as command
 from tests.conftest import ROOT, SmallStore
 
 SHAPE = ModelParams(max_len=8, hidden=16, dropout=0.3)
+key = itemgetter(*speed.KEY)
 METHODS = Methods(("control", "ptq", "lsq", "dorefa"), QuantParams(bits=4), {})
 
 
@@ -271,7 +273,7 @@ def test_the_whole_command(project: Run) -> None:
     prepared()
     said = project("--rounds", "3")
     rows = speed.read(command.TABLE)
-    assert len({speed.key(row) for row in rows}) == len(rows)
+    assert len({key(row) for row in rows}) == len(rows)
     trained = ["plain", "float32", "bfloat16", "lsq"]
     beside = ["plain", "float32"]
     expected = {"step": trained, "epoch": trained, "evaluate both": beside, "evaluate full": beside, "prepare": beside}
@@ -295,9 +297,9 @@ def test_the_whole_command(project: Run) -> None:
     assert "step, round 9 of 9: plain" in said and "prepare, round 3 of 3" in said
     assert command.TABLE.with_suffix(".png").stat().st_size < 1_000_000
     # Again in part: those rows are replaced, the others stay.
-    before = {speed.key(row): row for row in rows}
+    before = {key(row): row for row in rows}
     project("--rounds", "4", "--what", "evaluate", "--methods")
-    after = {speed.key(row): row for row in speed.read(command.TABLE)}
+    after = {key(row): row for row in speed.read(command.TABLE)}
     assert list(after) == list(before)
     assert {name for name, row in after.items() if row != before[name]} == {name for name in before if "evaluate " in name[3]
                                                                             and "process" not in name[3]}  # fmt: skip

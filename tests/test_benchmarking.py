@@ -10,7 +10,7 @@ import torch
 from sasrec.benchmarking import PEERS, times_ms
 from sasrec.config import ModelParams
 from sasrec.machine import processor, processor_flags
-from sasrec.measurements import as_csv
+from sasrec.measurements import as_csv, read_rows
 from sasrec.models.sasrec import SASRec
 from sasrec.peers import by_onnxruntime, by_torch
 from sasrec.report.shapes import shapes
@@ -72,7 +72,7 @@ def test_a_shape_is_timed_and_its_rows_are_replaced(
     def run(*arguments: str) -> list[dict[str, str]]:
         monkeypatch.setattr(sys, "argv", ["shapes", *arguments])
         command.main()
-        return list(command.read().values())
+        return read_rows(command.TABLE)
 
     rows = run("S", "--bits", "4", "8", "--batches", "2", "1", "--repeats", "3")
     assert [(row["bits"], row["batch"]) for row in rows] == [("8", "1"), ("8", "2"), ("4", "1"), ("4", "2")]
@@ -80,7 +80,7 @@ def test_a_shape_is_timed_and_its_rows_are_replaced(
     assert rows[0]["torch_compile_ms"] == ""
     assert int(rows[0]["float32_bytes"]) == sum(p.numel() * 4 for p in command.network("S").parameters())
     assert len(run("S", "--bits", "8", "--batches", "1", "--repeats", "3")) == 4
-    rows = list(command.read().values())
+    rows = read_rows(command.TABLE)
     for row, own, dynamic in zip(rows, ("1", "2", "3", "4"), ("0.9", "20", "2", "4"), strict=True):
         row |= {"all_ms": own, "onnxruntime_dynamic_ms": dynamic}
     (tmp_path / "shapes.csv").write_text(as_csv(rows, command.COLUMNS))

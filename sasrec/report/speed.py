@@ -16,6 +16,7 @@ COLUMNS = (
     "of_plain", "of_plain_q1", "of_plain_q3", "of_full", "of_full_q1", "of_full_q3",
     "users", "items", "interactions", "shape", "bits", "cpu", "flags", "versions",
 )  # fmt: skip
+# What a row is a measurement of; another one of the same replaces it.
 KEY = ("data", "setting", "threads", "what", "variant", "measure")
 Row = Mapping[str, str]
 Group = tuple[str, str, str]  # data, setting, threads
@@ -31,11 +32,6 @@ THINGS = {
     ("train process", "peak"): "peak memory of training",
     ("evaluate process", "peak"): "peak memory of evaluation",
 }
-
-
-def key(row: Row) -> tuple[str, ...]:
-    """What a row is a measurement of; another one of the same replaces it."""
-    return tuple(row[name] for name in KEY)
 
 
 def read(path: Path) -> list[dict[str, str]]:
