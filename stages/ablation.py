@@ -27,17 +27,22 @@ from sasrec.measurements import replace_rows
 from sasrec.merged import of_control, widths_apart
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
+from sasrec.next_item import NextItem
 from sasrec.process import run_once
 from sasrec.quant import overrides
 from sasrec.quant.attach import load_method
+from sasrec.quant.rates import of_weights
+from sasrec.quant.schedule import epochs_of
+from sasrec.validation import Validation
 from stages.common import read_study
 from stages.quantize import Plan, plan
 
 TABLE = Path("metrics/reference/ablation.csv")
 KEPT = Path("data/ablation")
-KEYS = ("data", "bits", "preset", "method", "seed", "choice")
+# What a row is a measurement of. epochs, lr: of the recipe.
+KEYS = ("data", "bits", "preset", "method", "epochs", "lr", "seed", "choice")
 COLUMNS = (
-    *KEYS, "validation_ndcg@10", "ndcg@10", "of_recipe_%", "of_recipe_low_%", "of_recipe_high_%",
+    *KEYS, "validation_loss", "validation_ndcg@10", "ndcg@10", "of_recipe_%", "of_recipe_low_%", "of_recipe_high_%",
     "of_control_%", "of_control_low_%", "of_control_high_%",
 )  # fmt: skip
 RECIPE = "the recipe"
@@ -69,6 +74,7 @@ def changed(study: Study, choice: str, method: str) -> Study:
 class Measured:
     """gains: NDCG@10 of each user on the test items, (users,)."""
 
+    loss: float
     validation: float
     gains: Floats
 
@@ -87,7 +93,7 @@ def measure(study: Study, method: str, seed: int) -> Measured:
     """One training by the recipe of `study`, or what an earlier run kept of the same."""
     planned = planned_of(study, method, seed)
     kept = KEPT / (planned.key if study.evaluate.exclude_seen else f"{planned.key}-seen")
-    if not kept.exists():
+    if not (kept / "values.json").exists():
         with run_once(f"ablation-{planned.key}") as job:
             outcome = planned.run(job)
         model = outcome.model
@@ -95,11 +101,14 @@ def measure(study: Study, method: str, seed: int) -> Measured:
             model_scorer(model), planned.store, "test", model.params.max_len,
             exclude_seen=study.evaluate.exclude_seen, device=planned.device, only="full", asked=asked_by(model),
         )  # fmt: skip
+        task = NextItem(model, planned.train, planned.store, planned.device)
+        loss = Validation(model, planned.store, planned.train, seed, task)()[0]
         with atomic_folder(kept) as folder:
             np.save(folder / "ranks.npy", ranks.full)
-            write_json(folder / "measured.json", {"validation": round(outcome.ndcg, 5)})
+            write_json(folder / "values.json", {"loss": round(loss, 5), "validation": round(outcome.ndcg, 5)})
     gains = metrics.ndcg(np.load(kept / "ranks.npy").astype(np.float64), 10)
-    return Measured(read_json(kept / "measured.json")["validation"], gains)
+    values = read_json(kept / "values.json")
+    return Measured(values["loss"], values["validation"], gains)
 
 
 def data_of(study: Study) -> str:
@@ -116,6 +125,13 @@ def bits_of(quant: QuantParams) -> str:
 def method_of(quant: QuantParams, method: str) -> str:
     """The method, and the model where that is not the usual one."""
     return method if quant.model == QuantParams().model else f"{method} of {quant.model}"
+
+
+def training_of(study: Study) -> tuple[str, str]:
+    """Epochs and learning rate of the recipe."""
+    train = study.of_model(study.quant.model)[1]
+    rate = train.lr if study.quant.from_scratch else of_weights(study.quant)
+    return str(epochs_of(study.quant, train)), f"{rate:g}"
 
 
 def percents(own: Floats, other: Floats, study: Study) -> list[str]:
@@ -144,8 +160,9 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
         control = measure(dataclasses.replace(each, quant=dataclasses.replace(study.quant, **plain)), "control", seed)
         of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
         values = (
-            data_of(study), bits_of(study.quant), study.quant.preset, method_of(study.quant, method), str(seed), choice,
-            f"{own.validation:.4f}", f"{own.gains.mean():.4f}", *of_recipe, *percents(own.gains, control.gains, study),
+            data_of(study), bits_of(study.quant), study.quant.preset, method_of(study.quant, method), *training_of(study),
+            str(seed), choice, f"{own.loss:.4f}", f"{own.validation:.4f}", f"{own.gains.mean():.4f}",
+            *of_recipe, *percents(own.gains, control.gains, study),
         )  # fmt: skip
         row = dict(zip(COLUMNS, values, strict=True))
         print(", ".join(f"{name} {value}" for name, value in row.items() if value), flush=True)

@@ -9,9 +9,14 @@ import pytest
 import yaml
 
 from sasrec.config import QuantParams, Study
+from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
 from sasrec.measurements import read_rows
+from sasrec.process import run_once
 from stages import ablation as command
+from stages.common import read_study
+from stages.quantize import Plan
+from tests.conftest import ROOT
 
 STUDY = Study(
     ("sasrec",), ("lsq",), ("sasrec",), (0,), quant=QuantParams(bits=4, epochs=2), methods={"lsq": {"lr": 0.003}, "control": {}}
@@ -50,7 +55,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
         asked.append((method, study))
         # Everyone gains 1 % by scales per row, and loses 10 % by quantization.
         level = 0.5 if method == "control" else 0.45
-        return command.Measured(level, np.full(50, level * (1 if study.quant.table == "per_row" else 0.99)))
+        return command.Measured(4 * level, level, np.full(50, level * (1 if study.quant.table == "per_row" else 0.99)))
 
     monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "planned_of", lambda *_: None)
@@ -83,7 +88,8 @@ def test_each_choice_beside_the_recipe_and_the_control_of_its_own(project: list[
     command.measure_all("lsq", 0, ["quant.table=per_tensor", "quant.distill=0.5"])
     plain, table, distilled = read_rows(command.TABLE, command.COLUMNS)
     assert [row["choice"] for row in (plain, table, distilled)] == ["the recipe", "quant.table=per_tensor", "quant.distill=0.5"]
-    assert {row["bits"] for row in (plain, table, distilled)} == {"4"}
+    assert {(row["bits"], row["epochs"], row["lr"]) for row in (plain, table, distilled)} == {("4", "2", "0.0005")}
+    assert plain["validation_loss"] == "1.8000" and plain["validation_ndcg@10"] == "0.4500"
     assert plain["of_recipe_%"] == "" and plain["of_control_%"] == "-10.00"
     assert table["of_recipe_%"] == table["of_recipe_low_%"] == "-1.00"
     assert distilled["of_recipe_%"] == "+0.00"
@@ -126,3 +132,40 @@ def test_without_a_trained_model_it_says_how_to_make_one(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="dvc repro train@sasrec-3"):
         command.measure(STUDY, "lsq", 3)
+
+
+def test_a_real_training_is_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import fetch, prepare, train
+
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    content |= {"sample": {"users": 60, "items": 40, "seed": 0}, "threads": 1}
+    content["model"] |= {"max_len": 10, "hidden": 8}
+    content["train"] |= {"epochs": 2}
+    content["quant"] |= {"bits": 4, "epochs": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    for name in ("sasrec", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    study = read_study()
+    fetch.main(study)
+    prepare.main(study)
+    train.main(study, "sasrec", "0")
+    with run_once("again") as job:
+        outcome = command.planned_of(study, "lsq", 0).run(job)
+    best = next(row for row in outcome.rows if row.epoch == outcome.best_epoch)
+    found = command.measure(study, "lsq", 0)
+    assert found.loss == pytest.approx(best.validation_loss, abs=1e-4) and found.validation == round(best.validation_ndcg, 5)
+    assert found.gains.shape == (Sequences.load("data/prepared").users,) and 0 < found.gains.mean() < 1
+    monkeypatch.setattr(Plan, "run", None)  # what was kept needs no training
+    again = command.measure(study, "lsq", 0)
+    assert (again.loss, again.validation) == (found.loss, found.validation) and (again.gains == found.gains).all()
+
+
+def test_rows_of_other_epochs_or_rates_stand_beside(project: list[tuple[str, Study]]) -> None:
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for epochs, lr in ((2, None), (40, 0.002), (2, 0.0005)):  # the last is what the first stands for
+        content["quant"] |= {"epochs": epochs, "lr": lr}
+        Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        command.measure_all("lsq", 0, [])
+    rows = read_rows(command.TABLE, command.COLUMNS)
+    assert [(row["epochs"], row["lr"]) for row in rows] == [("2", "0.0005"), ("40", "0.002")]
