@@ -101,6 +101,7 @@ def measure(study: Study, method: str, seed: int) -> Measured:
             model_scorer(model), planned.store, "test", model.params.max_len,
             exclude_seen=study.evaluate.exclude_seen, device=planned.device, only="full", asked=asked_by(model),
         )  # fmt: skip
+        # Anew, because AdaRound goes on rounding after the last validation of its training.
         task = NextItem(model, planned.train, planned.store, planned.device)
         loss = Validation(model, planned.store, planned.train, seed, task)()[0]
         with atomic_folder(kept) as folder:
