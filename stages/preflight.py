@@ -1,7 +1,8 @@
-"""Stage preflight: refuse, before any model is trained, a study that names a model which the data lacks something for, or a
-tensor in quant.overrides that the model does not have."""
+"""Stage preflight: refuse, before any model is trained, a study that names a model which the data lacks something for, or
+whose quantization does not suit the model: an option that a method does not have, a tensor in quant.overrides that is not
+there, a width that a method does not take."""
 
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from sasrec.config import Study
@@ -10,13 +11,15 @@ from sasrec.errors import UserError
 from sasrec.files import write_text
 from sasrec.models import registry
 from sasrec.models.facts import Facts
-from sasrec.quant import overrides
+from sasrec.models.registry import untrained
+from sasrec.quant import fits, overrides
+from sasrec.quant.attach import load_method
 from stages.common import run
 
-SECTIONS = ("models", "variants", "model", "train", "per_model", "quant.model", "quant.overrides", "quant.preset")
+SECTIONS = ("models", "quantized", "variants", "model", "train", "per_model", "quant", "methods")
 PREPARED = Path("data/prepared")
 # Always the same, so that nothing is trained anew where another list or parameter passes, too.
-PASSED = "The data has what every model of the study needs.\n"
+PASSED = "The data has what every model of the study needs, and every method suits the model.\n"
 
 
 def main(study: Study) -> None:
@@ -30,14 +33,28 @@ def main(study: Study) -> None:
             refused[name] = str(error)
     if refused:
         raise UserError("; ".join(dict.fromkeys(refused.values())) + without(list(refused), study))
-    if study.quant.overrides:
-        params = study.of_model(study.quant.model)[0]
-        if study.quant.preset == "source":  # which scores with a table of its own
-            params = dataclasses.replace(params, tied=False)
-        facts = Facts.of_data(params, store, categories)
-        overrides.check(registry.of_data(params, store.items_count, categories, facts), study.quant.overrides)
+    check_methods(study, store, categories)
     write_text("data/preflight.txt", PASSED)
     print(PASSED, end="")
+
+
+def check_methods(study: Study, store: Sequences, categories: Sequence[Sequence[str]]) -> None:
+    """Raise UserError where a method of the study, or a section of `methods`, does not suit the model that is quantized."""
+    params, train = study.of_model(study.quant.model)
+    model = registry.of_data(params, store.items_count, categories, Facts.of_data(params, store, categories))
+    scored = untrained(model, tied=False) if study.quant.preset == "source" else model
+    overrides.check(scored, study.quant.overrides)
+    refused = []
+    for method in dict.fromkeys((*study.quantized, *study.methods)):
+        try:
+            if method in study.quantized:
+                fits.check(model, study.quant, train, method, study.methods.get(method))
+            else:
+                load_method(method, study.methods[method])
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError("; ".join(dict.fromkeys(refused)))
 
 
 def without(names: list[str], study: Study) -> str:

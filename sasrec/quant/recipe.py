@@ -14,7 +14,7 @@ from sasrec.distillation import Distillation
 from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained, with_dropout
 from sasrec.next_item import NextItem
-from sasrec.quant import rates
+from sasrec.quant import fits, rates
 from sasrec.quant.attach import load_method
 from sasrec.quant.calibration import calibration
 from sasrec.quant.centring import centre
@@ -61,8 +61,7 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
     """
     module, chosen = load_method(method, options)
     model = model.to(run.device)
-    if hasattr(module, "check"):
-        module.check(model, run.quant, chosen)
+    fits.check(model, run.quant, run.train, method, options)
     teacher = model if run.quant.distill else None
     if run.quant.preset == "source":
         run, model = replace(run, quant=replace(run.quant, init="scratch")), untrained(model, tied=False)

@@ -12,6 +12,7 @@ from sasrec.errors import UserError
 from sasrec.models.events import Histories
 from sasrec.models.taps import taps
 from sasrec.quant import attach
+from sasrec.quant.quantizer import Quantizer
 from sasrec.training import Extras
 
 # Epochs of the study that `quant.preset: source` repeats.
@@ -53,6 +54,21 @@ def phases(quant: QuantParams, epochs: int) -> list[Phase]:
     return [Phase(0, attach.FULL_PRECISION), *planned] if delay else planned
 
 
+def built(
+    model: nn.Module, quant: QuantParams, method: Any, options: Any, epochs: int
+) -> tuple[list[Phase], list[dict[str, Quantizer]]]:
+    """The phases of a run of `method`, and for each the quantizers, by the tap's name, which are not in place yet. epochs: of
+    the whole run; 0 for a method that does not train. Raises UserError where the model or the epochs do not suit."""
+    quantizes = getattr(method, "QUANTIZES", True)
+    plan = phases(quant, epochs) if quantizes and method.TRAINS and epochs else [Phase(0, 1)]
+    return plan, [
+        {}
+        if phase.least == attach.FULL_PRECISION
+        else attach.build(model, narrowed(model, quant, phase.least), method, options)
+        for phase in plan
+    ]
+
+
 class Schedule:
     """The quantizers of every phase, all of which exist from the start, so that the optimizer knows their parameters; those
     of the phase that runs are on the model's taps.
@@ -69,16 +85,8 @@ class Schedule:
         """histories: (batch, length) each, to calibrate activations on. epochs: of the whole run; 0 for a method that does
         not train."""
         self.model, self.histories = model, histories
-        self.quantizes = getattr(method, "QUANTIZES", True)
         self.settling = ceil(SETTLING * epochs) if quant.from_scratch else 0
-        plan = phases(quant, epochs) if self.quantizes and method.TRAINS and epochs else [Phase(0, 1)]
-        self.phases = plan
-        self.built: list[dict[str, Any]] = [
-            {}
-            if phase.least == attach.FULL_PRECISION
-            else attach.build(model, narrowed(model, quant, phase.least), method, options)
-            for phase in plan
-        ]
+        self.phases, self.built = built(model, quant, method, options, epochs)
         self.begin(0)
 
     def at(self, epoch: int) -> int:

@@ -15,7 +15,7 @@ from sasrec.evaluation import blocks
 from sasrec.guardian import stop_if_orphaned
 from sasrec.losses import CHUNK_ELEMENTS
 from sasrec.models.events import Histories, asked_by
-from sasrec.models.taps import Place, taps
+from sasrec.models.taps import Place, Tap, taps
 from sasrec.quant import attach
 from sasrec.quant.frozen import tensors
 from sasrec.quant.quantizer import FixedScale, Quantizer
@@ -105,9 +105,7 @@ def measure(
         for batch in histories:
             model.encode(batch)
     model.train(mode)
-    fixed = given or {}
-    scored = [part.table for part in model.scoring_parts]
-    large = {table.weight_tap for table in (*model.item_tables, *scored)}
+    fixed, own = given or {}, of_own_file(model)
     for name, tap in taps(model).items():
         if tap.kind not in kinds:
             continue
@@ -115,8 +113,9 @@ def measure(
             if tap.kind == "activation" and bits < 2:
                 continue
             stop_if_orphaned()
+            size = size_of(tap, bits, quant, tap in own)
             if bits == attach.FULL_PRECISION:
-                found.append(Cost(name, tap.kind, bits, 4 * tap.rows * tap.features, 0.0))
+                found.append(Cost(name, tap.kind, bits, size, 0.0))
                 continue
             alone = replace(quant, overrides=dict.fromkeys(taps(model), attach.FULL_PRECISION) | {name: bits}, preset="all")
             (quantizer,) = attach.build(model, alone, Nearest, None).values()
@@ -124,7 +123,6 @@ def measure(
             tap.quantizer = quantizer
             rise = validation.loss(model) - full
             tap.quantizer = None
-            size = stored_bytes(tap.rows, tap.features, bits, quantizer.per_row, tap in large)
             found.append(Cost(name, tap.kind, bits, size, rise))
     return full, found
 
@@ -134,6 +132,33 @@ def stored_bytes(rows: int, features: int, bits: int, per_row: bool, large: bool
     large: whether it is a table with a file of its own, where a scale by row takes 16 bits, elsewhere 32."""
     scales = (2 if large else 4) * rows if per_row else 4 * (rows > 0)
     return (rows * features * bits + 7) // 8 + scales
+
+
+def of_own_file(model: Any) -> set[Tap]:
+    """The tables that an exported model has in files of their own."""
+    return {table.weight_tap for table in (*model.item_tables, *(part.table for part in model.scoring_parts))}
+
+
+def size_of(tap: Tap, bits: int, quant: QuantParams, large: bool) -> int:
+    """Bytes of the weight or table at `tap` (an activation has none), at so many bits, or in full precision at 32. large: as
+    `stored_bytes`."""
+    if bits == attach.FULL_PRECISION:
+        return 4 * tap.rows * tap.features
+    scales = quant.table if tap.kind == "table" else quant.weights
+    return stored_bytes(tap.rows, tap.features, bits, scales == "per_row", large)
+
+
+def check(model: Any, quant: QuantParams) -> None:
+    """Raise UserError where no widths bring the weights and tables of `model` within `quant.budget_kb`."""
+    if quant.budget_kb is None:
+        return
+    own = of_own_file(model)
+    least = sum(size_of(tap, quant.overrides.get(name, WIDTHS[0]), quant, tap in own) for name, tap in taps(model).items())
+    if least > 1000 * quant.budget_kb:
+        raise UserError(
+            f"params.yaml: quant.budget_kb: {quant.budget_kb:g} kB do not hold the weights and tables of this model; "
+            f"the least is {least / 1000:.1f} kB"
+        )
 
 
 def front(costs: Sequence[Cost]) -> list[tuple[int, float, dict[str, int]]]:
@@ -165,18 +190,13 @@ def mixed(
     """
     if quant.budget_kb is None and quant.max_drop is None:
         return quant
+    check(model, quant)
     device = next(model.parameters()).device
     validation = Validation(store, model.params.max_len, device, asked=asked_by(model))
     full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"), quant.overrides)
     found = front(costs)
     if quant.budget_kb is not None:
-        fitting = [each for each in found if each[0] <= 1000 * quant.budget_kb]
-        if not fitting:
-            raise UserError(
-                f"params.yaml: quant.budget_kb: {quant.budget_kb:g} kB do not hold the weights and tables of this model; "
-                f"the least is {found[0][0] / 1000:.1f} kB"
-            )
-        chosen = fitting[-1]
+        chosen = [each for each in found if each[0] <= 1000 * quant.budget_kb][-1]
         rise = joint_rise(model, quant, histories, chosen[2], validation) - full
     else:
         limit = float(quant.max_drop or 0)
