@@ -51,6 +51,12 @@ class Declared:
         return kind(**{key: getattr(section, key) for key in keys})
 
 
+def whole(study: Study) -> Study:
+    """All of a study of which a stage was given what it declares: to refuse what cannot be done. Nothing of it may change what
+    the stage writes."""
+    return study._study if isinstance(study, Declared) else study
+
+
 def read_study(path: Path = PARAMS) -> Study:
     """The whole of params.yaml, checked. Raises UserError with the key that is wrong."""
     try:

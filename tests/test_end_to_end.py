@@ -291,6 +291,21 @@ def test_a_mistake_ends_with_its_key_and_without_a_traceback(clean: Project, ove
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+methods.lsq.lrr=1"], "unknown key 'methods.lsq.lrr'; did you mean 'methods.lsq.lr'?"),
+        (["quant.budget_kb=0.1"], "quant.budget_kb: 0.1 kB do not hold the weights and tables"),
+        (["quant.delay_epochs=1"], "1 epochs are too few for quant.delay_epochs: 1"),
+    ],
+)
+def test_what_does_not_suit_a_method_is_refused_before_the_training(clean: Project, overrides: list[str], message: str) -> None:
+    asked = ["train.epochs=3", *overrides]
+    output = clean.run("dvc", "exp", "run", *(part for o in asked for part in ("-S", o)), ok=False)
+    assert message in output and "Traceback" not in output
+    assert ran(output) == {"preflight"}
+
+
 def test_the_users_own_file(clean: Project, tmp_path: Path) -> None:
     """String ids, CRLF line ends, columns of other names."""
     rng = random.Random(0)
