@@ -27,13 +27,11 @@ from sasrec.measurements import replace_rows
 from sasrec.merged import of_control, widths_apart
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
-from sasrec.next_item import NextItem
 from sasrec.process import run_once
-from sasrec.quant import overrides
+from sasrec.quant import fits
 from sasrec.quant.attach import load_method
 from sasrec.quant.rates import of_weights
 from sasrec.quant.schedule import epochs_of
-from sasrec.validation import Validation
 from stages.common import read_study
 from stages.quantize import Plan, plan
 
@@ -85,7 +83,7 @@ def planned_of(study: Study, method: str, seed: int) -> Plan:
     if not (source / "model.safetensors").exists():
         raise UserError(f"{source} does not exist; make it first: dvc repro train@{study.quant.model}-{seed}")
     planned = plan(study, method, seed)
-    overrides.check(planned.model, study.quant.overrides)
+    fits.check(planned.model, planned.quant, planned.train, method, planned.options)
     return planned
 
 
@@ -101,12 +99,9 @@ def measure(study: Study, method: str, seed: int) -> Measured:
             model_scorer(model), planned.store, "test", model.params.max_len,
             exclude_seen=study.evaluate.exclude_seen, device=planned.device, only="full", asked=asked_by(model),
         )  # fmt: skip
-        # Anew, because AdaRound goes on rounding after the last validation of its training.
-        task = NextItem(model, planned.train, planned.store, planned.device)
-        loss = Validation(model, planned.store, planned.train, seed, task)()[0]
         with atomic_folder(kept) as folder:
             np.save(folder / "ranks.npy", ranks.full)
-            write_json(folder / "values.json", {"loss": round(loss, 5), "validation": round(outcome.ndcg, 5)})
+            write_json(folder / "values.json", {"loss": round(outcome.loss, 5), "validation": round(outcome.ndcg, 5)})
     gains = metrics.ndcg(np.load(kept / "ranks.npy").astype(np.float64), 10)
     values = read_json(kept / "values.json")
     return Measured(values["loss"], values["validation"], gains)

@@ -44,10 +44,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """best_epoch: of the training that ended in the model, 0 where the start was best. ndcg: NDCG@10 on validation."""
+    """best_epoch: of the training that ended in the model, 0 where the start was best. loss: of the kind that is trained with,
+    and ndcg: NDCG@10, both on validation."""
 
     model: Model
     best_epoch: int
+    loss: float
     ndcg: float
     rows: list[Row]
 
@@ -82,9 +84,9 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
     if hasattr(module, "reconstruct") and getattr(module, "reconstructs", lambda _: True)(chosen):
         module.reconstruct(outcome.model, _histories(run, outcome.model), chosen, run.seed)
         task = NextItem(outcome.model, run.train, run.store, run.device)
-        ndcg = Validation(outcome.model, run.store, run.train, run.seed, task)()[2]
-        run.log(f"reconstructed: validation NDCG@10 {ndcg:.4f}")
-        outcome = replace(outcome, ndcg=ndcg)
+        loss, _, ndcg = Validation(outcome.model, run.store, run.train, run.seed, task)()
+        run.log(f"reconstructed: validation loss {loss:.4f}, NDCG@10 {ndcg:.4f}")
+        outcome = replace(outcome, loss=loss, ndcg=ndcg)
     if control_first:
         run.resume_of("control").unlink(missing_ok=True)
     return outcome
@@ -137,7 +139,8 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
         run.log(f"learning rate {train.lr:g}" + (f", of what {method} learns besides {own}" if own else ""))
     trainer = Trainer(model, run.store, train, run.seed, device=run.device, extras=extras, validate_start=True)
     progress = trainer.run(resume, f"{method} {run.key}", run.log)
-    return Outcome(model, progress.best_epoch, progress.best_ndcg, progress.rows)
+    (best,) = (row for row in progress.rows if row.epoch == progress.best_epoch)
+    return Outcome(model, best.epoch, best.validation_loss, best.validation_ndcg, progress.rows)
 
 
 def _histories(run: Run, model: Model) -> list[Histories]:

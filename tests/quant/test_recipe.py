@@ -20,6 +20,7 @@ from sasrec.models.events import ids
 from sasrec.models.registry import untrained
 from sasrec.models.sasrec import SASRec
 from sasrec.models.taps import taps
+from sasrec.next_item import NextItem
 from sasrec.quant import attach
 from sasrec.quant.adaround import AdaRound
 from sasrec.quant.calibration import calibration
@@ -110,6 +111,17 @@ def test_every_training_of_a_recipe_has_the_model_that_was_given_as_its_teacher(
     before = copy.deepcopy(trained)
     make(run, trained, method, options, init=init, distill=0.5, epochs=1)
     assert len(teachers) == count and all(same(teacher, before) for teacher in teachers)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("control", None), ("lsq", None), ("ptq", None), ("adaround", {"iterations": 20})]
+)
+def test_loss_and_ndcg_are_of_the_model_that_remains(run: Run, trained: SASRec, method: str, options: Any) -> None:
+    outcome = make(run, trained, method, options, epochs=2)
+    loss, _, ndcg = Validation(
+        outcome.model, run.store, run.train, run.seed, NextItem(outcome.model, run.train, run.store, CPU)
+    )()
+    assert (outcome.loss, outcome.ndcg) == (loss, ndcg)
 
 
 def test_means_are_taken_out_before_widths_are_chosen(run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch) -> None:
