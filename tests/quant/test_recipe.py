@@ -118,9 +118,8 @@ def test_every_training_of_a_recipe_has_the_model_that_was_given_as_its_teacher(
 )
 def test_loss_and_ndcg_are_of_the_model_that_remains(run: Run, trained: SASRec, method: str, options: Any) -> None:
     outcome = make(run, trained, method, options, epochs=2)
-    loss, _, ndcg = Validation(
-        outcome.model, run.store, run.train, run.seed, NextItem(outcome.model, run.train, run.store, CPU)
-    )()
+    task = NextItem(outcome.model, run.train, run.store, CPU)
+    loss, _, ndcg = Validation(outcome.model, run.store, run.train, run.seed, task)()
     assert (outcome.loss, outcome.ndcg) == (loss, ndcg)
 
 
