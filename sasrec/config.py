@@ -263,13 +263,21 @@ class QuantParams:
     def _check_training(self) -> None:
         """Raises ValueError for settings that would do nothing, or not what they say."""
         mixed = next((name for name in ("budget_kb", "max_drop") if getattr(self, name) is not None), None)
+        kinds = (self.weight_bits, self.activation_bits, self.embedding_bits)
+        least = min(*(self.bits if bits is None else bits for bits in kinds), *self.overrides.values())
+        if self.progressive and mixed is None and self.progressive[-1] <= least:
+            raise ValueError(
+                f"progressive ends at {self.progressive[-1]} bits, and no tensor has fewer than {least}; name wider ones"
+            )
         if self.from_scratch and mixed is not None:
             raise ValueError(f"{mixed} is found out on a trained model, and from scratch there is none; use init: checkpoint")
         if self.preset == "source" and self.init == "control":
             raise ValueError("init: control does not go with preset: source, which trains from scratch")
-        for name in ("delay_epochs", "progressive"):
+        if mixed is not None and (own := next((n for n in ("weight_bits", "embedding_bits") if getattr(self, n)), None)):
+            raise ValueError(f"{mixed} chooses the widths that {own} gives; leave {own} empty, or set single ones in overrides")
+        for name in ("delay_epochs", "progressive", "distill"):
             if getattr(self, name) and not self.from_scratch and not self.epochs:
-                raise ValueError(f"{name} shares out epochs, and epochs is 0")
+                raise ValueError(f"{name} is of the training, and epochs is 0")
 
 
 @dataclass(frozen=True)

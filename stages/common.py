@@ -22,8 +22,10 @@ class Once(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, as DVC does with another message."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
+        # `<<` takes in another mapping, whose keys may stand here again.
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
+        for key, name in zip(own, keys, strict=True):
             if keys.count(name) > 1:
                 raise yaml.MarkedYAMLError(problem=f"the key {name} stands there twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)

@@ -13,7 +13,8 @@ from sasrec.models import registry
 from sasrec.models.facts import Facts
 from sasrec.process import run_once, set_up
 from sasrec.training import Trainer
-from stages.common import run
+from stages import methods
+from stages.common import run, whole
 
 SECTIONS = ("threads", "device", "model", "train", "per_model.<model>")
 PREPARED = Path("data/prepared")
@@ -24,6 +25,7 @@ def main(study: Study, name: str, seed: str) -> None:
     model_params, train_params = study.of_model(name)
     store = Sequences.load(PREPARED)
     categories = [own for _, _, own in read_catalogue(PREPARED)]
+    methods.check(whole(study), store, categories)
     with run_once(f"train-{name}-{seed}") as job:
         facts = Facts.of_data(model_params, store, categories)
         torch.manual_seed(int(seed))

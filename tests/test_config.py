@@ -75,8 +75,18 @@ def test_any_rate_survives_as_text(value: float) -> None:
         (QuantParams, "quant", {"budget_kb": 9, "init": "scratch"}, "quant.budget_kb is found out on a trained model"),
         (QuantParams, "quant", {"max_drop": 0.1, "preset": "source"}, "quant.max_drop is found out on a trained model"),
         (QuantParams, "quant", {"init": "control", "preset": "source"}, "quant.init: control does not go with preset: source"),
-        (QuantParams, "quant", {"delay_epochs": 1, "epochs": 0}, "quant.delay_epochs shares out epochs, and epochs is 0"),
-        (QuantParams, "quant", {"progressive": [4], "epochs": 0}, "quant.progressive shares out epochs, and epochs is 0"),
+        (QuantParams, "quant", {"distill": 0.5, "epochs": 0}, "quant.distill is of the training, and epochs is 0"),
+        (QuantParams, "quant", {"bits": 8, "progressive": [4]}, "ends at 4 bits, and no tensor has fewer than 8; name wider"),
+        (QuantParams, "quant", {"bits": 4, "weight_bits": 8, "progressive": [8, 4]}, "no tensor has fewer than 4"),
+        (QuantParams, "quant", {"budget_kb": 9, "embedding_bits": 2}, "budget_kb chooses the widths that embedding_bits gives"),
+        (QuantParams, "quant", {"max_drop": 0.1, "weight_bits": 4}, "max_drop chooses the widths that weight_bits gives"),
+        (QuantParams, "quant", {"delay_epochs": 1, "epochs": 0}, "quant.delay_epochs is of the training, and epochs is 0"),
+        (
+            QuantParams,
+            "quant",
+            {"bits": 2, "progressive": [4], "epochs": 0},
+            "quant.progressive is of the training, and epochs is 0",
+        ),
         (QuantParams, "quant", {"overrides": {"item_table.weight": 12}}, "quant.overrides.item_table.weight must be"),
         (QuantParams, "quant", {"overrides": {"item_table": {}}}, "quant.overrides.item_table must be a whole number"),
         (PrepareParams, "prepare", {"filter": "kcore"}, "did you mean 'k_core'?"),
@@ -135,6 +145,17 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         read_study(path)
     with pytest.raises(UserError, match="is not a text file in UTF-8"):
         read_study(tmp_path)
+
+
+def test_a_mapping_may_take_in_another(tmp_path: Path) -> None:
+    """By YAML's merge key: what stands beside it wins, and still has to stand once."""
+    path = write(tmp_path, sample={"items": 500, "seed": 7})
+    path.write_text(path.read_text().replace("sample:\n", "sample:\n  <<: {users: 30, seed: 4}\n", 1))
+    found = read_study(path).sample
+    assert (found.users, found.items, found.seed) == (30, 500, 7)
+    path.write_text(path.read_text().replace("  seed: 7\n", "  seed: 7\n  seed: 8\n", 1))
+    with pytest.raises(UserError, match="the key seed stands there twice"):
+        read_study(path)
 
 
 def test_large_whole_numbers_are_taken_as_they_are() -> None:

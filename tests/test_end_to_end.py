@@ -300,10 +300,12 @@ def test_a_mistake_ends_with_its_key_and_without_a_traceback(clean: Project, ove
     ],
 )
 def test_what_does_not_suit_a_method_is_refused_before_the_training(clean: Project, overrides: list[str], message: str) -> None:
-    asked = ["train.epochs=3", *overrides]
-    output = clean.run("dvc", "exp", "run", *(part for o in asked for part in ("-S", o)), ok=False)
-    assert message in output and "Traceback" not in output
-    assert ran(output) == {"preflight"}
+    for training, before in (("train.epochs=3", {"preflight", "train@sasrec-0"}), ("seeds=[0,1]", None)):
+        asked = [training, *overrides]
+        output = clean.run("dvc", "exp", "run", *(part for o in asked for part in ("-S", o)), ok=False)
+        assert message in output and "Traceback" not in output
+        assert "epoch 1:" not in output and (before is None or ran(output) == before)
+        clean.git("reset", "-q", "--hard")
 
 
 def test_the_users_own_file(clean: Project, tmp_path: Path) -> None:

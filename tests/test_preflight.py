@@ -104,57 +104,6 @@ def test_an_override_that_no_tensor_takes_ends_before_training(quant: dict[str, 
 
 
 @pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize(
-    ("sections", "why"),
-    [
-        ({"methods": {"lsq": {"lrr": 0.1}}}, "methods.lsq.lrr.*did you mean.*methods.lsq.lr"),
-        ({"methods": {"apot": {"lrr": 0.1}}}, "methods.apot.lrr"),  # which is in no list
-        (
-            {"quantized": ["pact"], "methods": {"pact": {"weights": "sawb"}}, "quant": {"bits": 3}},
-            "sawb is published for 2, 4 and 8 bits, and item_table",
-        ),
-        (
-            {"quantized": ["pact"], "methods": {"pact": {"weights": "sawb"}}, "quant": {"bits": 4, "progressive": [6]}},
-            "sawb is published for 2, 4 and 8 bits, and item_table.* has 6",
-        ),
-        (
-            {"quantized": ["adaround"], "methods": {"adaround": {"after": "lsq"}}, "quant": {"delay_epochs": 5}},
-            "5 epochs are too few",
-        ),
-        ({"quantized": ["pq"], "methods": {"pq": {"splits": 7}}}, "methods.pq.splits: 7 does not divide the 64 features"),
-        ({"quantized": ["lsq", "ptq"], "quant": {"delay_epochs": 5}}, "5 epochs are too few for quant.delay_epochs: 5"),
-        ({"quant": {"init": "scratch", "delay_epochs": 9}, "train": {"epochs": 8}}, "raise train.epochs"),
-        ({"quant": {"preset": "source", "delay_epochs": 20}}, "20 epochs are too few .* lower delay_epochs"),
-        ({"quant": {"budget_kb": 1}}, "quant.budget_kb: 1 kB do not hold .* the least is"),
-    ],
-)
-def test_what_a_method_does_not_take_ends_before_training(sections: dict[str, Any], why: str) -> None:
-    quantized = sections.get("quantized", ["lsq"])
-    whole = {"models": ["sasrec"], "quantized": quantized, "variants": ["sasrec", *quantized], **sections}
-    with pytest.raises(UserError, match=why):
-        preflight.main(study(**whole))
-    assert not Path("data/preflight.txt").exists()
-
-
-@pytest.mark.usefixtures("bare")
-def test_every_refused_method_is_named() -> None:
-    methods = {"lsq": {"lrr": 0.1}, "pact": {"weight": "sawb"}}
-    with pytest.raises(UserError, match="methods.lsq.lrr.*; .*methods.pact.weight"):
-        preflight.main(study(**{**ALONE, "quantized": ["lsq", "ste", "pact"], "methods": methods}))
-
-
-@pytest.mark.usefixtures("bare")
-def test_what_suits_passes() -> None:
-    """A schedule and a budget that fit; methods that do not train have no epochs to share out."""
-    sawb = {"pact": {"weights": "sawb"}}
-    preflight.main(study(**ALONE, quant={"delay_epochs": 2, "progressive": [8, 6]}, methods=sawb))
-    every = {"models": ["sasrec"], "variants": ["sasrec"], "quantized": ["ptq", "pact", "adaround", "control", "fp16"]}
-    preflight.main(study(**every, quant={"bits": 2}, methods=sawb))
-    preflight.main(study(**{**every, "quantized": ["ptq", "fp16"]}, quant={"delay_epochs": 9}))
-    preflight.main(study(**ALONE, quant={"budget_kb": 60}))
-
-
-@pytest.mark.usefixtures("bare")
 def test_overrides_are_of_the_model_that_is_quantized() -> None:
     preflight.main(study(**ALONE, quant={"overrides": {"item_table.weight": 1, "blocks.0.output": 2}}))
     # The preset scores with a table of its own.

@@ -23,9 +23,10 @@ def fetch(params: DatasetParams, simulated: SampleParams, raw: Path, downloads: 
     local = params.path != NO_FILE
     wanted = _checked_hash(params.sha256)
     if params.name == "sample":
-        if local:
+        of_file = {"path": local, **{key: getattr(params, key) is not None for key in ("sha256", "format", "separator")}}
+        if (given := next((key for key, is_set in of_file.items() if is_set), None)) is not None:
             raise UserError(
-                "dataset.path is set, but the data set 'sample' is simulated; set dataset.name to the name of "
+                f"dataset.{given} is set, but the data set 'sample' is simulated; set dataset.name to the name of "
                 "the file's data set, or to 'file' for a file of your own"
             )
         with atomic_folder(raw) as folder:

@@ -182,6 +182,8 @@ class Attention(Dropping):
     @property
     def combines(self) -> bool:
         """Whether keys and values are nothing but products of what they are made from, so that these may be reordered."""
+        if not all(isinstance(layer, Linear) for layer in (self.query, self.key, self.value)):
+            return False  # products of integers, as `deploy.simulation` puts them in
         between = (self.key_tap, self.value_tap, self.key.weight_tap, self.value.weight_tap, self.weights_tap)
         return self.locality is None and self.context_tap is None and all(tap.quantizer is None for tap in between)
 

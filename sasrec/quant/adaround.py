@@ -55,6 +55,8 @@ class Options:
         within("positions", self.positions, 1)
         within("samples", self.samples, 1)
         within("regularizer", self.regularizer, 0)
+        if self.after is None and self.after_options:
+            raise ValueError("after_options are given, but no method in after; name it, or leave after_options empty")
         if self.after is not None:
             # Now, so that a mistake is named before anything is trained, and a resume file names the method's code, too.
             load_method(self.after, self.after_options, "methods.adaround.after_options")

@@ -26,7 +26,8 @@ def nearest(v: Tensor, table: Tensor, low: int) -> Tensor:
     or anything indexed by it. low: the lowest level.
     """
     halves = torch.add(v.new_full((), -2.0 * low), v, alpha=2).clamp_(0, len(table) - 1)
-    return table.index_select(0, halves.int().flatten()).view(v.shape)
+    # What is not a number is some integer, which the clip brings back into the table, so that the loss can tell of it.
+    return table.index_select(0, halves.int().clamp_(0, len(table) - 1).flatten()).view(v.shape)
 
 
 def is_uniform(levels: Tensor) -> bool:

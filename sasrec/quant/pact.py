@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sasrec.config import QuantParams
 from sasrec.errors import UserError
 from sasrec.mapping import within
 from sasrec.models.taps import Place
@@ -151,6 +152,16 @@ class SawbWeight(Quantizer):
     def grid(self, values: Tensor | None = None) -> Grid:
         assert values is not None
         return Grid.uniform(self.bits, self.low, self.high, self._scale(values))
+
+
+def check(model: nn.Module, quant: QuantParams, options: Options) -> None:
+    """Raise UserError where widths are chosen from more than those that SAWB is published for."""
+    given = next((name for name in ("budget_kb", "max_drop") if getattr(quant, name) is not None), None)
+    if given is not None and options.weights == "sawb":
+        raise UserError(
+            f"params.yaml: methods.pact.weights: sawb is published for 2, 4 and 8 bits, and quant.{given} chooses from others, "
+            f"too; use weights: dorefa, or leave quant.{given} empty"
+        )
 
 
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:

@@ -67,14 +67,13 @@ def quantize(run: Run, model: Model, method: str, options: Any) -> Outcome:
     teacher = model if run.quant.distill else None
     if run.quant.preset == "source":
         run, model = replace(run, quant=replace(run.quant, init="scratch")), untrained(model, tied=False)
-    control_first = method != "control" and (
-        run.quant.init == "control" or (run.quant.preset == "source" and not module.TRAINS)
-    )
+    after = getattr(chosen, "after", None)
+    trains = module.TRAINS or after is not None
+    control_first = method != "control" and (run.quant.init == "control" or (run.quant.preset == "source" and not trains))
     if control_first:
         run.log("first the control, from which the method starts")
         model = trained(run, model, "control", None, teacher, run.resume_of("control")).model
         run = replace(run, quant=replace(run.quant, init="checkpoint"))
-    after = getattr(chosen, "after", None)
     if after is None:
         outcome = trained(run, model, method, options, teacher, run.resume)
     else:
@@ -98,7 +97,8 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
     if hasattr(module, "prepare"):
         chosen = module.prepare(chosen, run.store, run.seed)
     quant, train = run.quant, run.train
-    if quant.init == "scratch" and module.TRAINS:
+    scratch = quant.init == "scratch" and module.TRAINS
+    if scratch:
         torch.manual_seed(run.seed)
         if quant.dropout is not None:
             train = replace(train, final_dropout=None)
@@ -123,7 +123,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
         )
     histories = _histories(run, model)
     if getattr(module, "QUANTIZES", True):
-        if quant.centre and not quant.from_scratch:
+        if quant.centre and not scratch and quant.preset != "source":
             centre(model, histories)
         quant = mixed(model, run.store, quant, histories, run.log)
     if not module.TRAINS:

@@ -45,7 +45,7 @@ def phases(quant: QuantParams, epochs: int) -> list[Phase]:
         raise UserError(
             f"params.yaml: {epochs} epochs are too few for quant.delay_epochs: {delay} and {len(widths)} width(s) after it; "
             + (
-                "lower delay_epochs"
+                f"quant.preset: source has {SOURCE_EPOCHS}, so delay less, or name fewer widths in quant.progressive"
                 if quant.preset == "source"
                 else f"raise {'train' if quant.from_scratch else 'quant'}.epochs"
             )

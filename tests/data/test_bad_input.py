@@ -206,7 +206,9 @@ def test_paths(refused: Refused, project: Path) -> None:
     for name in ("file", "sasrec", "s3rec"):
         assert "needs a local file" in refused(dataset={"name": name})
     (project / "mine.csv").write_text("user,item\n")
-    assert "'sample' is simulated" in refused(dataset={"name": "sample", "path": "mine.csv"})
+    for key, value in (("path", "mine.csv"), ("sha256", "0" * 64), ("format", "parquet"), ("separator", ";")):
+        message = refused(dataset={"name": "sample", key: value})
+        assert f"dataset.{key} is set, but the data set 'sample' is simulated" in message
 
 
 def test_unknown_names(refused: Refused, project: Path) -> None:

@@ -85,6 +85,22 @@ def test_every_kind_of_model_is_exported(model: dict[str, object], method: str, 
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", ["pre_norm", "original"])
+@pytest.mark.parametrize(
+    "places", [["query"], ["key"], ["value"], ["weights"], ["key", "value", "weights"], ["query.weight"], ["key.weight", "key"]]
+)
+def test_any_place_of_attention_may_stay_in_full_precision(block: str, places: list[str], tmp_path: Path) -> None:
+    """Then its products are not of integers, and those of the layers before them still are."""
+    overrides = {f"blocks.{i}.attention.{place}": 32 for i in range(2) for place in places}
+    frozen = quantize("ptq", 8, {"block": block}, overrides=overrides)
+    assert not set(frozen) & set(overrides)
+    export(tmp_path, build(block=block), frozen, CATALOGUE, {"valid_ndcg@10": 0.5, "data": "abc"})
+    agreement = Agreement(Simulation(build(block=block), frozen), Recommender.load(tmp_path))
+    scores, expected = agreement.exported(histories()), agreement.simulated(histories())
+    assert agreement.steps <= 1 and agreement.same_elements >= 0.99 * agreement.elements and agreement.same_users >= 61
+    assert ((scores - expected).abs() <= 1e-5 * expected.abs().max()).all(1).sum() >= 55
+
+
 def test_the_last_block_and_padding_change_nothing(exported: Export) -> None:
     """A history alone, and the same beside longer ones, padded."""
     model = Recommender.load(exported())

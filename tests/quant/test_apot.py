@@ -58,6 +58,14 @@ def test_levels_ascend_without_repeats(bits: int) -> None:
     assert all(a < b for a, b in zip(found, found[1:], strict=False))
 
 
+def test_what_is_not_a_number_is_some_level() -> None:
+    """So that a training that diverges ends with its loss, not with an index."""
+    own = torch.tensor(levels(4, True), dtype=torch.float32)
+    wild = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30])
+    found = project(wild, own[nearest_table(own)], -10, 10)
+    assert found[0] in own and found[1:].tolist() == [10, -10, 10]
+
+
 def test_projection_is_to_the_nearest_level() -> None:
     own = torch.tensor(levels(4, True), dtype=torch.float32)
     table = own[nearest_table(own)]

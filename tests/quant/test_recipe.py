@@ -46,7 +46,9 @@ class Stopped(Exception):
     """Where a training run would begin."""
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, run: Run, model: SASRec, method: str, **quant: Any) -> dict[str, Any]:
+def begun(
+    monkeypatch: pytest.MonkeyPatch, run: Run, model: SASRec, method: str, options: Any = None, **quant: Any
+) -> dict[str, Any]:
     """What the first trainer of the recipe is given."""
     given: dict[str, Any] = {}
 
@@ -56,7 +58,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, run: Run, model: SASRec, method: str,
 
     monkeypatch.setattr("sasrec.quant.recipe.Trainer", begin)
     with pytest.raises(Stopped):
-        make(run, model, method, **quant)
+        make(run, model, method, options, **quant)
     return given
 
 
@@ -111,6 +113,26 @@ def test_every_training_of_a_recipe_has_the_model_that_was_given_as_its_teacher(
     before = copy.deepcopy(trained)
     make(run, trained, method, options, init=init, distill=0.5, epochs=1)
     assert len(teachers) == count and all(same(teacher, before) for teacher in teachers)
+
+
+def test_what_adaround_comes_after_is_trained_from_scratch_where_all_is(
+    run: Run, trained: SASRec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`quant.preset: source`: for twenty epochs, as without AdaRound, and not from a control for `quant.epochs`."""
+    given = begun(monkeypatch, run, trained, "adaround", {"after": "lsq"}, preset="source", epochs=1)
+    alone = begun(monkeypatch, run, trained, "lsq", preset="source", epochs=1)
+    assert given["params"] == alone["params"] and given["params"].epochs == 20
+    assert same(given["model"], alone["model"]) and attach.quantizers(given["model"])
+
+
+def test_what_does_not_train_is_the_same_from_scratch(run: Run, trained: SASRec) -> None:
+    assert same(make(run, trained, "ptq", init="scratch").model, make(run, trained, "ptq").model)
+
+
+@pytest.mark.parametrize(("method", "lr"), [("apot", 1000.0), ("lsq", 1e12), ("pact", 1e12)])
+def test_a_training_that_diverges_says_so(run: Run, trained: SASRec, method: str, lr: float) -> None:
+    with pytest.raises(UserError, match="training diverged"):
+        make(run, trained, method, {"lr": lr}, epochs=2, bits=4)
 
 
 @pytest.mark.parametrize(
