@@ -300,11 +300,12 @@ def test_a_mistake_ends_with_its_key_and_without_a_traceback(clean: Project, ove
     ],
 )
 def test_what_does_not_suit_a_method_is_refused_before_the_training(clean: Project, overrides: list[str], message: str) -> None:
-    for training, before in (("train.epochs=3", {"preflight", "train@sasrec-0"}), ("seeds=[0,1]", None)):
+    for training, begun in (("train.epochs=3", {"train@sasrec-0"}), ("seeds=[0,1]", None)):
         asked = [training, *overrides]
         output = clean.run("dvc", "exp", "run", *(part for o in asked for part in ("-S", o)), ok=False)
         assert message in output and "Traceback" not in output
-        assert "epoch 1:" not in output and (before is None or ran(output) == before)
+        # What checks the models first is restored where it has passed before.
+        assert "epoch 1:" not in output and (begun is None or ran(output) - {"preflight"} == begun)
         clean.git("reset", "-q", "--hard")
 
 
