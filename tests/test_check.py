@@ -114,7 +114,7 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch: pytest.MonkeyPa
     [
         ("format", "cvs", "unknown format in dataset.format 'cvs'"),
         ("delay_epochs", "5", "5 epochs are too few for quant.delay_epochs: 5 and 1 width"),
-        ("progressive", "[8, 7, 6, 5, 4]", "5 epochs are too few for quant.delay_epochs: 0 and 6 width"),
+        ("progressive", "[8, 7, 6, 5, 4]", "quant.progressive ends at 4 bits, and no tensor has fewer than 8"),
     ],
 )
 def test_what_cannot_be_run_is_found_before_anything_runs(
