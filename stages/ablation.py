@@ -1,9 +1,9 @@
 """Measure what each choice of the quantization recipe is worth: python -m stages.ablation [KEY=VALUE ...]
 
 The recipe is that of params.yaml, `quant` and `methods.<method>`; each KEY=VALUE, such as quant.table=per_tensor or
-'quant.progressive=[8,6]', is one change to it alone; without any, those in CHOICES. Each is one training from the model in
-data/models/<quant.model>/<seed>, which `dvc repro train@<quant.model>-<seed>` makes, measured on the test items by the
-simulation in torch, and compared with the recipe as it stands and with the control of its own (which has the same epochs,
+'quant.progressive=[8,6]', is one change to it alone; without any, those in CHOICES that apply. Each is one training from the
+model in data/models/<quant.model>/<seed>, which `dvc repro train@<quant.model>-<seed>` makes, measured on the test items by
+the simulation in torch, and compared with the recipe as it stands and with the control of its own (which has the same epochs,
 rates, dropout and distillation, and no quantizers), user by user. Rows of metrics/reference/ablation.csv that are measured
 anew are replaced. What was measured is kept in data/ablation, so that a killed run goes on where it was.
 """
@@ -30,7 +30,7 @@ from sasrec.models.events import asked_by
 from sasrec.process import run_once
 from sasrec.quant import fits
 from sasrec.quant.attach import load_method
-from sasrec.quant.rates import of_weights
+from sasrec.quant.rates import narrowest, of_weights
 from sasrec.quant.schedule import epochs_of
 from stages.common import read_study
 from stages.quantize import Plan, plan
@@ -50,6 +50,13 @@ CHOICES = (
     "quant.table_rounding=stochastic", "quant.init=control", "methods.lsq.lr=0.0003", "methods.lsq.lr=0.03",
     "methods.lsq.start=paper", "methods.lsq.offset=true",
 )  # fmt: skip
+
+
+def choices(study: Study, method: str) -> list[str]:
+    """Those of CHOICES that say something of `method` and of the widths of `study`."""
+    known = [choice for choice in CHOICES if method == "lsq" or choice.startswith("quant.")]
+    # Widths on the way down lead nowhere where no tensor has fewer bits.
+    return [choice for choice in known if choice != "quant.progressive=[8]" or narrowest(study.quant) < 8]
 
 
 def changed(study: Study, choice: str, method: str) -> Study:
@@ -173,9 +180,8 @@ def main() -> None:
     parser.add_argument("--method", default="lsq")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    known = CHOICES if options.method == "lsq" else [choice for choice in CHOICES if choice.startswith("quant.")]
     try:
-        measure_all(options.method, options.seed, options.choices or known)
+        measure_all(options.method, options.seed, options.choices or choices(read_study(), options.method))
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

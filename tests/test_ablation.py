@@ -40,6 +40,16 @@ def test_what_is_no_change_of_the_recipe_is_refused(choice: str) -> None:
         command.changed(STUDY, choice, "lsq")
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("method", ["lsq", "ste"])
+def test_every_choice_that_is_made_without_any_can_be_run(bits: int, method: str) -> None:
+    study = dataclasses.replace(STUDY, quant=dataclasses.replace(STUDY.quant, bits=bits))
+    found = command.choices(study, method)
+    for choice in found:
+        command.changed(study, choice, method)
+    assert ("quant.progressive=[8]" in found, "methods.lsq.lr=0.03" in found) == (bits == 4, method == "lsq")
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Study]]:
     """A project whose trainings give made-up users; what was asked to be trained."""
