@@ -66,7 +66,7 @@ def grid_values(quantizer: Quantizer, values: Tensor) -> Tensor:
 def test_every_file_is_a_case() -> None:
     files = {path.stem for path in Path(attach.__file__).parent.glob("*.py")}
     shared = {"__init__", "attach", "conventions", "frozen", "grid", "layers", "quantizer", "recipe", "schedule", "sensitivity"}
-    shared |= {"tanh_weight", "budgets", "calibration", "centring", "features", "overrides", "rates", "together"}
+    shared |= {"tanh_weight", "budgets", "calibration", "centring", "features", "fits", "overrides", "rates", "together"}
     # The first two have no quantizers; pq has another method's, and for the item table one of its own.
     assert files - shared == {method for method, _ in CASES} | {"control", "fp16", "pq"}
 
