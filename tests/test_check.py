@@ -110,19 +110,22 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("changes", "said"),
     [
-        ("format", "cvs", "unknown format in dataset.format 'cvs'"),
-        ("delay_epochs", "5", "5 epochs are too few for quant.delay_epochs: 5 and 1 width"),
-        ("progressive", "[8, 7, 6, 5, 4]", "quant.progressive ends at 4 bits, and no tensor has fewer than 8"),
+        ({"format": "cvs"}, "unknown format in dataset.format 'cvs'"),
+        ({"delay_epochs": "5"}, "5 epochs are too few for quant.delay_epochs: 5 and 1 width"),
+        ({"progressive": "[8, 7, 6, 5, 4]"}, "quant.progressive ends at 4 bits, and no tensor has fewer than 8"),
+        ({"progressive": "[8, 7, 6, 5, 4]", "bits": "2"}, "5 epochs are too few for quant.delay_epochs: 0 and 6 width"),
     ],
 )
 def test_what_cannot_be_run_is_found_before_anything_runs(
-    key: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = Path("params.yaml").read_text()
-    assert text.count(f"  {key}:") == 1
-    (tmp_path / "params.yaml").write_text(text.replace(f"  {key}:", f"  {key}: {value}  #", 1))
+    for key, value in changes.items():
+        assert text.count(f"  {key}:") == 1
+        text = text.replace(f"  {key}:", f"  {key}: {value}  #", 1)
+    (tmp_path / "params.yaml").write_text(text)
     shutil.copytree("sasrec/quant", tmp_path / "sasrec/quant")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["check"])
