@@ -48,7 +48,9 @@ def main(study: Study) -> None:
         study.of_model(model)
     for name, options in study.methods.items():
         load_method(name, options)
-    if study.quantized and (study.quant.delay_epochs or study.quant.progressive):
+    methods = [load_method(method, study.methods.get(method))[0] for method in study.quantized]
+    trains = any(method.TRAINS and getattr(method, "QUANTIZES", True) for method in methods)
+    if trains and (study.quant.delay_epochs or study.quant.progressive):
         phases(study.quant, epochs_of(study.quant, study.of_model(study.quant.model)[1]))
     print("params.yaml is in order")
 

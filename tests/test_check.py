@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from dvc.fs import localfs
 from dvc.lock import make_lock
 from dvc.rwlock import RWLockFileCorruptedError, rwlock
@@ -109,6 +110,18 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         run(main, ())
 
 
+def use_changed_params(changes: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in a folder with the project's params.yaml, but for `changes` of keys that it has once."""
+    text = Path("params.yaml").read_text()
+    for key, value in changes.items():
+        assert text.count(f"  {key}:") == 1
+        text = text.replace(f"  {key}:", f"  {key}: {value}  #", 1)
+    (folder / "params.yaml").write_text(text)
+    shutil.copytree("sasrec/quant", folder / "sasrec/quant")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["check"])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -121,13 +134,20 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch: pytest.MonkeyPa
 def test_what_cannot_be_run_is_found_before_anything_runs(
     changes: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = Path("params.yaml").read_text()
-    for key, value in changes.items():
-        assert text.count(f"  {key}:") == 1
-        text = text.replace(f"  {key}:", f"  {key}: {value}  #", 1)
-    (tmp_path / "params.yaml").write_text(text)
-    shutil.copytree("sasrec/quant", tmp_path / "sasrec/quant")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["check"])
+    use_changed_params(changes, tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match=f"error: params.yaml: {said}"):
         run(check.main, check.SECTIONS)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_phases_of_a_training_count_only_where_something_is_trained_with_quantizers(
+    trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_changed_params({"delay_epochs": "5"}, tmp_path, monkeypatch)
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["quantized"] = ["control", "ptq", *(["lsq"] if trained else [])]
+    params["variants"] = ["sasrec", *params["quantized"]]
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(SystemExit, match="too few for quant.delay_epochs") if trained else contextlib.nullcontext():
+        run(check.main, check.SECTIONS)
+    assert trained or "in order" in capsys.readouterr().out
