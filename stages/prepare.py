@@ -13,7 +13,7 @@ PREPARED = Path("data/prepared")
 
 def main(study: Study) -> None:
     stats = prepare(RAW, study.dataset, study.prepare, PREPARED)
-    for note in (stats["times_note"], stats.get("category_note")):
+    for note in (stats["times_note"], stats.get("category_note"), *stats.get("notes", ())):
         if note:
             print(f"note: {note}")
     print(

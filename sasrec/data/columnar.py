@@ -201,8 +201,9 @@ def _ids(path: Path, what: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text, integers, or dictionaries with the values by first appearance."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type):
-        raise UserError(f"{path}: the {what} ids are fractions ({column.type}); write them as text or integers")
+    if pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
+        kind = "fractions" if pa.types.is_floating(column.type) else "truth values"
+        raise UserError(f"{path}: the {what} ids are {kind} ({column.type}); write them as text or integers")
     return column if pa.types.is_integer(column.type) else column.cast(pa.string())
 
 

@@ -1,11 +1,13 @@
 """Which columns of the user's own file hold what."""
 
 import csv
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sasrec.config import Columns
-from sasrec.data.explain import open_text
+from sasrec.data.explain import open_text, quote
+from sasrec.data.timestamps import DATE
 from sasrec.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|")
@@ -27,10 +29,11 @@ class Found:
         return [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
 
 
-def find(columns: Columns, names: list[str], path: Path, own: bool = True) -> Found:
+def find(columns: Columns, names: list[str], path: Path, own: bool = True, text: bool = False) -> Found:
     """Look the wanted columns up among `names`. Raises UserError that lists the names of the file.
 
-    `own`: whether the names are the user's, from dataset.columns, or belong to a known format.
+    `own`: whether the names are the user's, from dataset.columns, or belong to a known format. `text`: whether they are the
+    first line of a text file, which may have none.
     """
     uses: dict[str | None, str] = {}
     for what, name in asdict(columns).items():
@@ -47,17 +50,52 @@ def find(columns: Columns, names: list[str], path: Path, own: bool = True) -> Fo
         if found > 1:
             raise UserError(f"{path}: the column '{wanted}' is there {found} times; rename one of them")
         optional = what not in ("user", "item") and wanted == getattr(defaults, what)
-        if not found and wanted is not None and not optional:
-            listed = ", ".join(f"'{name}'" for name in stripped[:30])
+        missing = not found and wanted is not None and not optional
+        taken = found and what == "timestamp" and _is_moment(wanted)
+        if text and own and (taken or (missing and _are_values(stripped))):
+            raise UserError(
+                f"{path}, line 1: {quote(', '.join(stripped))} are values, not names of columns; put a line of names above it, "
+                "such as user,item,timestamp, with a name for each column"
+            )
+        listed = ", ".join(f"'{name}'" for name in stripped[:30])
+        if missing:
             advice = "This is not the format of the data set; set dataset.name to file and dataset.columns to the names"
             if own:
-                advice = (
-                    f"Set dataset.columns.{what} to one of them, or dataset.separator if these are not single columns "
-                    f"(a file without a header needs one)"
-                )
-            raise UserError(f"{path}: no column '{wanted}' in the header; found {listed}. {advice}")
+                advice = f"Set dataset.columns.{what} to one of them"
+                advice += ", or dataset.separator if these are not single columns" if text else ""
+            raise UserError(f"{path}: no column '{wanted}'; found {listed}. {advice}")
+        # Without it the order of the rows would count, and nothing would stop.
+        if what == "timestamp" and own and not found and wanted is not None and wanted in map(str.casefold, stripped):
+            raise UserError(
+                f"{path}: no column '{wanted}', but one that differs in capital letters; found {listed}. Set "
+                "dataset.columns.timestamp to it, or to null if the order of the rows counts"
+            )
         places[what] = stripped.index(wanted) if found else None
     return Found(**places)  # type: ignore[arg-type]
+
+
+def _are_values(names: list[str]) -> bool:
+    """Whether the first line of a file has values: at least half are numbers or dates, and one of them is a time; or all are
+    numbers, other than the places of the columns, which some programs take for names."""
+    numbers = [_number(name) for name in names]
+    filled = [DATE.fullmatch(name) is not None or number is not None for name, number in zip(names, numbers, strict=True)]
+    if any(map(_is_moment, names)) and 2 * sum(filled) >= len(names):
+        return True
+    return None not in numbers and numbers != list(range(len(names)))
+
+
+def _is_moment(name: str) -> bool:
+    """Whether it is a date, or a number as large as times since 1970 are."""
+    number = _number(name)
+    return DATE.fullmatch(name) is not None or (number is not None and number >= 10**8)
+
+
+def _number(name: str) -> float | None:
+    try:
+        value = float(name)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def header(path: Path, columns: Columns, separator: str | None) -> tuple[str, list[str]]:

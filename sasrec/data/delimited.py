@@ -11,7 +11,7 @@ import pyarrow.csv
 from sasrec.data.categories import BadCategory, as_text
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found
-from sasrec.data.explain import bad_line, explain, find_swallowed, quote, rows
+from sasrec.data.explain import bad_line, explain, find_swallowed, find_unescaped, quote, rows
 from sasrec.data.spool import CHUNK
 from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
@@ -60,12 +60,16 @@ def _checked(layout: Layout) -> list[tuple[str, int]]:
 
 
 class _Lines:
-    """A file whose lines are counted as they are read, but for blank ones; `pyarrow` takes it for a file."""
+    """A file whose lines are counted as they are read, but for blank ones; `pyarrow` takes it for a file. odd_quotes: whether a
+    quote was neither at an end of a field nor beside another, as where text follows the quote that closes a field."""
 
     closed = False
 
-    def __init__(self, file: Any) -> None:
-        self.file, self.count, self.at_end = file, 0, True
+    def __init__(self, file: Any, separator: str) -> None:
+        self.file, self.count, self.at_end, self.odd_quotes = file, 0, True, False
+        self.ends = np.zeros(256, bool)  # what may be beside a quote
+        self.ends[list(f'\r\n"{separator}'.encode())] = True
+        self.before = np.full(2, ord("\n"), np.uint8)  # the last letters of the block before
 
     def read(self, size: int = -1) -> bytes:
         block: bytes = self.file.read(size)
@@ -74,6 +78,10 @@ class _Lines:
         if len(end):
             self.count += int(np.count_nonzero(end[:-1] & ~end[1:])) + int(self.at_end and not end[0])
             self.at_end = bool(end[-1])
+            letters = np.concatenate([self.before, letters])
+            quotes = np.flatnonzero(letters[1:-1] == ord('"'))
+            self.odd_quotes |= bool((~self.ends[letters[quotes]] & ~self.ends[letters[quotes + 2]]).any())
+            self.before = letters[-2:]
         return block
 
     def close(self) -> None:
@@ -91,7 +99,7 @@ def _open(path: Path, layout: Layout, timestamps: pa.DataType) -> tuple[pa.csv.C
     types |= {name: pa.null() for name in names if name.startswith("gap")}
     compression = "gzip" if path.name.lower().endswith(".gz") else None
     source = pa.input_stream(str(path), compression=compression)
-    lines = _Lines(source) if layout.quoted and _has_quotes(path) else None
+    lines = _Lines(source, layout.separator) if layout.quoted and _has_quotes(path) else None
     reader = pa.csv.open_csv(
         lines or source,
         read_options=pa.csv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=BLOCK),
@@ -135,6 +143,8 @@ def _table(path: Path, layout: Layout, timestamps: pa.DataType, folder: Path | N
         raise ValueError("no interactions")
     spanned = lines is not None and lines.count != len(found) + layout.header
     if spanned and (error := find_swallowed(path, layout.separator, _checked(layout))) is not None:
+        raise error
+    if lines is not None and lines.odd_quotes and (error := find_unescaped(path, layout.separator)) is not None:
         raise error
     table = found.table(layout.category_separator)
     if "" in table.user_ids or "" in table.item_ids:

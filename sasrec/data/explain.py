@@ -16,6 +16,8 @@ SHOWN = 80  # characters of a bad line that are quoted
 
 LONGEST = 1 << 24  # characters of a field: more than pyarrow reads, so that nothing it reads is refused here
 SWALLOWED = "a quote at the start of a field is closed only lines later, with whole rows between; close it, or write it twice"
+UNESCAPED = "text follows the quote that closes a field; write each quote within a field twice, and the field in quotes"
+NO_NUMBER = "the {what} is not a number"
 LARGEST = 3.4028235e38  # of a float32, as which ratings are stored
 TOO_LARGE = "the {what} is too large, beyond 3.4e38"
 
@@ -71,7 +73,7 @@ def number_problem(value: str) -> str | None:
             raise ValueError
         return None if math.isfinite(float(value)) else "the {what} is not a finite number"
     except ValueError:
-        return "the {what} is missing" if not value.strip() else "the {what} is not a number"
+        return "the {what} is missing" if not value.strip() else NO_NUMBER
 
 
 def rating_problem(value: str) -> str | None:
@@ -79,7 +81,12 @@ def rating_problem(value: str) -> str | None:
 
 
 def time_problem(value: str) -> str | None:
-    return None if is_time(value) else number_problem(value) or "the {what} is not a time"
+    if is_time(value):
+        return None
+    problem = number_problem(value) or "the {what} is too large, beyond 9.2e18"
+    return (
+        problem if problem != NO_NUMBER else "the {what} is neither a number nor a date like 2010-04-18 or 2010-04-18T15:41:48Z"
+    )
 
 
 def time_kind(value: str) -> str:
@@ -121,6 +128,29 @@ def find_swallowed(path: Path, separator: str, columns: Sequence[tuple[str, int]
     for number, values, line in rows(path, separator, True):
         if swallows(values, separator, columns):
             return bad_line(path, number, SWALLOWED, line)
+    return None
+
+
+def find_unescaped(path: Path, separator: str) -> UserError | None:
+    """The error for the first line in which a field goes on after its closing quote, or None. Without it `"A" side` would be
+    read as `A side`."""
+    csv.field_size_limit(LONGEST)
+    last = ""
+
+    def lines(file: IO[str]) -> Iterator[str]:
+        nonlocal last
+        for line in file:
+            last = line
+            yield line
+
+    with open_text(path) as file:
+        reader = csv.reader(lines(file), delimiter=separator, strict=True)
+        try:
+            for _ in reader:
+                pass
+        except csv.Error as error:
+            if "expected after" in str(error):
+                return bad_line(path, reader.line_num, UNESCAPED, last)
     return None
 
 

@@ -95,7 +95,7 @@ def _named(
     category_separator: str | None = None,
 ) -> Table:
     by, names = header(path, columns, separator)
-    layout = Layout(by, len(names), find(columns, names, path, own), True, True, category_separator)
+    layout = Layout(by, len(names), find(columns, names, path, own, text=True), True, True, category_separator)
     return delimited.read(path, layout, scratch)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from sasrec.config import DatasetParams, PrepareParams
 from sasrec.data.arrays import save_array, save_parts
 from sasrec.data.candidates import Unseen
+from sasrec.data.doubts import notes
 from sasrec.data.explain import quote
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
@@ -47,6 +48,8 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         save_array(folder / "train_ends.npy", parts.train_ends)
         save_array(folder / "test.npy", parts.test)
         save_array(folder / "validation.npy", parts.validation)
+        unit = _unit(interactions.timestamps)
+        doubts = notes(dataset, source, table, interactions.timestamps, unit)
         unseen = Unseen(items, offsets, n_items, folder)
         asked, asked_before = parts.test[:, 0], parts.validation[:, 0]
         few = {}
@@ -70,8 +73,9 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
             "cold_targets": int((counts[items[parts.test[:, 1]]] == 0).sum()),
             "times": times,
             "times_note": note,
-            "time_unit": _unit(interactions.timestamps),
+            "time_unit": unit,
             **({"category_note": table.note} if table.note else {}),
+            **({"notes": doubts} if doubts else {}),
             "filter": {
                 "min_user": params.min_user,
                 "min_item": params.min_item,

@@ -1,6 +1,5 @@
 """Timestamps as whole numbers that keep the order of the values in the file exactly."""
 
-import math
 import re
 from datetime import datetime
 
@@ -12,6 +11,7 @@ from sasrec.data.table import to_numpy
 
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}:?\d{2})?)?")
 SCALES = (1_000_000, 1_000_000_000)  # seconds as microseconds, as nanoseconds
+LARGEST = 2.0**63  # of a time as it is stored
 
 
 def to_integers(column: pa.ChunkedArray) -> Array:
@@ -53,7 +53,7 @@ def is_time(text: str) -> bool:
         if DATE.fullmatch(text):
             datetime.fromisoformat(text)
             return True
-        return math.isfinite(float(text)) and "_" not in text
+        return abs(float(text)) < LARGEST and "_" not in text
     except ValueError:
         return False
 
@@ -95,12 +95,14 @@ def _from_decimals(column: pa.ChunkedArray) -> Array:
 def _from_floats(values: Array) -> Array:
     if not np.isfinite(values).all():
         raise ValueError("a timestamp is not a finite number")
-    if (values == np.floor(values)).all() and np.abs(values).max(initial=0.0) < 2**63:
+    if np.abs(values).max(initial=0.0) >= LARGEST:
+        raise ValueError("a timestamp is too large, beyond 9.2e18")
+    if (values == np.floor(values)).all():
         return values.astype(np.int64)
     distinct, ranks = np.unique(values, return_inverse=True)
     for scale in SCALES:
         scaled = np.rint(distinct * scale)
-        if np.abs(scaled).max() < 2**63 and (np.diff(scaled) > 0).all():
+        if np.abs(scaled).max() < LARGEST and (np.diff(scaled) > 0).all():
             whole: Array = scaled.astype(np.int64)[ranks]
             return whole
     return ranks.astype(np.int64)

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -131,7 +131,7 @@ class Service:
             {
                 "name": name,
                 "items": model.items_count,
-                "bytes": model.manifest["sizes"]["bytes"],
+                "bytes": model.manifest["sizes"]["bytes"] + (model.folder / "manifest.json").stat().st_size,
                 "bits": model.manifest["sizes"]["bits"],
                 "valid_ndcg@10": model.manifest.get("valid_ndcg@10"),
                 "inputs": ["history", *model.inputs],
@@ -170,6 +170,8 @@ class Service:
                     if size > limit:
                         raise refuse(413, f"the body is longer than {limit} bytes")
                     parts.append(part)
+        except ClientDisconnect:
+            raise refuse(499, "the client went away before the body was there") from None
         except TimeoutError:
             raise refuse(408, f"the body did not arrive within {self.limits.body_seconds:g} seconds") from None
         try:

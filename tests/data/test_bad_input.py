@@ -40,7 +40,7 @@ def own(path: str | Path, **more: Any) -> dict[str, Any]:
         (GOOD + "3::9::4::\n", ("line 13", "timestamp is missing")),
         (GOOD.replace("2::2::4", "2::2::four"), ("line 6", "rating is not a number", "four")),
         (GOOD.replace("2::2::4", "2::2::nan"), ("line 6", "rating is not a finite number")),
-        (GOOD.replace("2::2::4::", "2::2::4::x"), ("line 6", "timestamp is not a number")),
+        (GOOD.replace("2::2::4::", "2::2::4::x"), ("line 6", "timestamp is neither a number nor a date")),
         (GOOD.replace("1::3::", "::3::"), ("line 3", "user id is empty")),
         (GOOD.replace("::", "\t"), ("line 1", "expected 4 fields between separators '::'", "found 1")),
         (GOOD.replace("::", ","), ("line 1", "found 1")),
@@ -61,26 +61,42 @@ def test_ratings_dat(refused: Refused, project: Path, text: str, words: tuple[st
         ("user,item,timestamp\n", ("is empty",)),
         ("user,item,user\nu,i,u\n", ("'user' is there 2 times",)),
         ("user,item,timestamp\nu,i,1\nu,,2\n", ("line 3", "item id is empty")),
-        ("user,item,timestamp\nu,i,1\n\nu,i,soon\n", ("line 4", "timestamp is not a number")),
+        ("user,item,timestamp\nu,i,1\n\nu,i,soon\n", ("line 4", "timestamp is neither a number nor a date")),
         ("user,item,timestamp\nu,i,2020-01-01\nu,i,7\n", ("line 3", "is a number, unlike those before")),
         ('user,item,timestamp\n"u\nv",i,1\nu,i\n', ("line 4", "expected 3 fields", "found 2")),
         ("user,item,rating\nu,i,5\nu,j,\n", ("line 3", "rating is missing")),
         ("user,item\nu,i,5\n", ("line 2", "expected 2 fields", "found 3")),
         (b"user,item\nu,\xff\xfe\n", ("line 2", "not UTF-8")),
-        ("user,item,timestamp\nu,i,2020-13-45\n", ("line 2", "timestamp is not a number")),
-        ("user,item,timestamp\nu,i,1_000\n", ("line 2", "timestamp is not a number")),
+        ("user,item,timestamp\nu,i,2020-13-45\n", ("line 2", "timestamp is neither a number nor a date")),
+        ("user,item,timestamp\nu,i,1_000\n", ("line 2", "timestamp is neither a number nor a date")),
         ("user,item\nu,i\n".encode("utf-16"), ("line 1", "not UTF-8")),
         ("user,item,timestamp\nu,i,2020-01-01\nu,i,2020-01-01T00:00Z\n", ("line 3", "is a date with a zone, unlike")),
         ("user,item,rating\nu,i,1\nu,i,1e39\n", ("line 3", "rating is too large, beyond 3.4e38")),
         ("\n\nuser,item\nu,i\n", ("line 1: blank", "remove the blank lines")),
         ("\n\n", ("is empty",)),
         ("user,item,timestamp\nu,i,inf\n", ("line 2", "timestamp is not a finite number")),
+        ("user,item,timestamp\nu,i,1\nu,i,1e300\n", ("line 3", "timestamp is too large, beyond 9.2e18")),
+        ("user,item,Timestamp\nu,i,1\n", ("no column 'timestamp', but one that differs in capital letters", "'Timestamp'")),
+        ("7,2010-10-19T23:55:27Z,30.2,-97.7,22847\n", ("line 1", "are values, not names", "put a line of names above it")),
+        ("A2,B00X,5.0,1370000000\n", ("line 1", "'A2, B00X, 5.0, 1370000000' are values, not names of columns")),
+        ("3,1,2\n4,1,3\n", ("line 1", "are values, not names of columns")),
+        ("0,1,2\nu,i,3\n", ("no column 'user'; found '0', '1', '2'",)),
+        ("who,item,2010-10-19\nu,i,3\n", ("no column 'user'; found 'who'",)),
+        ('user,item\nu,b\nu,"A" side\n', ("line 3", "text follows the quote that closes a field", '"A" side')),
+        ('user,item\nu,"it\\"em"\n', ("line 2", "text follows the quote that closes a field")),
+        ('user,item\nu,"a\nb"\nu,"c"d\n', ("line 4", "text follows the quote that closes a field")),
     ],
 )
 def test_own_csv(refused: Refused, project: Path, text: str | bytes, words: tuple[str, ...]) -> None:
     (project / "mine.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     message = refused(**own("mine.csv"))
     assert "mine.csv" in message and all(word in message for word in words), message
+
+
+def test_times_are_not_taken_from_the_first_of_lines_without_names(refused: Refused, project: Path) -> None:
+    (project / "mine.csv").write_text("7,22847,2010-10-19\n7,22848,2010-10-20\n")
+    message = refused(**own("mine.csv", columns={"user": "7", "item": "22847", "timestamp": "2010-10-19"}))
+    assert "line 1: '7, 22847, 2010-10-19' are values, not names of columns" in message
 
 
 @pytest.mark.parametrize("size", [1, 200_000])  # the second is more than pyarrow takes at once
@@ -171,6 +187,7 @@ def test_parquet(refused: Refused, project: Path) -> None:
         ({"user": ["a", "b"], "item": ["b", "c"], "rating": [1.0, 1e39]}, "row 2: the rating is too large, beyond 3.4e38"),
         ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "rating is not a number"),
         ({"user": [1.5], "item": ["b"]}, "user ids are fractions"),
+        ({"user": [True], "item": ["b"]}, "user ids are truth values"),
         ({"user": pa.array([], pa.string()), "item": pa.array([], pa.string())}, "is empty"),
     ):
         pyarrow.parquet.write_table(pa.table(columns), path)

@@ -1,6 +1,7 @@
 """Every format, written by hand and by hypothesis, read back."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sasrec.config import Columns, DatasetParams
-from sasrec.data import columnar, titles
+from sasrec.data import columnar, delimited, titles
 from sasrec.data.readers import READERS
 from sasrec.data.table import Table, in_order_of_appearance
 from sasrec.errors import UserError
@@ -101,6 +102,37 @@ def test_ids_stay_as_they_are_written(tmp_path: Path) -> None:
     table = read(path, "table")
     assert table.user_ids == ["007", "7", "null", 'say "hi"']
     assert table.item_ids == ["0", "NA", "x,y", " z"]
+
+
+@pytest.mark.parametrize(
+    ("line", "item"),
+    [
+        ('u,12" vinyl', '12" vinyl'),
+        ('u,the "A" side', 'the "A" side'),
+        ('u,"the ""A"" side"', 'the "A" side'),
+        ('u,"""A"" side"', '"A" side'),
+        ('"u","a,b"', "a,b"),
+    ],
+)
+def test_quotes_are_letters_where_no_field_begins_with_them_and_are_written_twice_elsewhere(
+    tmp_path: Path, line: str, item: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"user,item\n{line}\nv,b\n")
+    assert as_rows(read(path, "table")) == [("u", item, None, None), ("v", "b", None, None)]
+
+
+@given(st.text('a" ,\n', max_size=12), st.lists(st.integers(1, 3), min_size=12, max_size=12))
+def test_odd_quotes_are_seen_wherever_a_block_ends(text: str, sizes: list[int]) -> None:
+    def odd(*blocks: int) -> bool:
+        lines = delimited._Lines(io.BytesIO(text.encode()), ",")
+        for size in blocks:
+            lines.read(size)
+        return lines.odd_quotes
+
+    before, after = (" \n" + text)[1:-1], text[1:]
+    expected = any(b not in '\n,"' and q == '"' and a not in '\n,"' for b, q, a in zip(before, text, after, strict=False))
+    assert odd(100) == odd(*sizes, 100) == expected
 
 
 def test_windows_csv_with_bom_crlf_and_extra_columns(tmp_path: Path) -> None:

@@ -136,9 +136,26 @@ def test_a_body_that_never_ends_is_given_up(port: int) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
-def test_health_models_search_and_metrics(port: int) -> None:
+def test_a_client_that_goes_away_is_no_fault_of_the_service(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    for _ in range(100):
+        text = call(port, "/metrics")[1]
+        if 'path="/recommend"' in text:
+            break
+        time.sleep(0.05)
+    assert 'sasrec_requests_total{path="/recommend",status="499"} 1\n' in text
+    assert 'status="500"' not in text
+
+
+def test_health_models_search_and_metrics(port: int, models: dict[str, Recommender]) -> None:
     assert call(port, "/health") == (200, {"status": "ok", "models": ["first", "second"]})
-    assert [model["bits"] for model in call(port, "/models")[1]] == [8, 2]
+    listed = call(port, "/models")[1]
+    assert [model["bits"] for model in listed] == [8, 2]
+    # As in metrics: all but the names of items and the runtime.
+    for model, own in zip(listed, models.values(), strict=True):
+        left = [file for file in own.folder.iterdir() if file.is_file() and file.name != "items.csv"]
+        assert model["bytes"] == sum(file.stat().st_size for file in left)
     assert call(port, "/search?q=TITLE%202")[1][:2] == [
         {"id": "sku/2", "title": "Title 2"},
         {"id": "sku/20", "title": "Title 20"},
