@@ -56,6 +56,13 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     return registry.of_state(from_mapping(ModelParams, card["model"], "model"), card["items"], tensors), card
 
 
+def contents(folder: Path) -> str:
+    """The sha256 of the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    text = "".join(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """A short name for everything a run depends on, the loaded code of this package and the version of torch included: a
     resume file is only ever taken up by the same run."""

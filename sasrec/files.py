@@ -32,6 +32,14 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it; nothing where there is none."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success flush its files and rename it to `path` (replacing an
@@ -47,10 +55,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
+        remove(path)
         os.replace(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)

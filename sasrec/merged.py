@@ -97,6 +97,8 @@ class Grid:
                         f"{int((other.ranks[protocol] != run.ranks[protocol]).sum())} users differ); make both with the same "
                         "parameters on the same machine, or merge one of them only"
                     )
+            if other.part == run.part:  # kept anew: what ranks do not tell may be another
+                known[seed] = run
             return
         if facts != self.facts.setdefault(variant, facts):
             raise UserError(f"{variant} is {facts} in {run.part}, but {self.facts[variant]} in what is merged already")

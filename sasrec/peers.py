@@ -98,8 +98,8 @@ def given(encoder: InferenceSession, histories: Ids) -> dict[str, NDArray[Any]]:
     return {"items": histories} | {name: np.ones(histories.shape, dtype) for name, dtype in types.items()}
 
 
-def by_sessions(encoder: InferenceSession, top_k: InferenceSession) -> Work:
-    count = np.array([K], np.int64)
+def by_sessions(encoder: InferenceSession, top_k: InferenceSession, count: NDArray[np.int64]) -> Work:
+    """count: (1,) how many items of each history."""
 
     def timed(histories: Ids) -> Any:
         found = []
@@ -125,7 +125,7 @@ def by_onnxruntime(plain: Model, threads: int, int8: bool = True) -> dict[str, W
         rng = np.random.default_rng(1)
         histories = rng.integers(1, plain.items + 1, (CALIBRATION, 1, model.max_len))
         encoder = model._encoder
-        never, count = np.zeros((1, 2), np.int64), np.array([K], np.int64)
+        never, count = np.zeros((1, 2), np.int64), np.array([min(K, plain.items)], np.int64)
         inputs = {
             "encoder.onnx": [given(encoder, one) for one in histories],
             "top_k.onnx": [{"state": model.encode(one), "hidden": never, "k": count} for one in histories],
@@ -144,7 +144,7 @@ def by_onnxruntime(plain: Model, threads: int, int8: bool = True) -> dict[str, W
                     per_channel=True,
                 )  # fmt: skip
             made["onnxruntime_static"].append(session(target, threads))
-        return works | {name: by_sessions(*pair) for name, pair in made.items()}
+        return works | {name: by_sessions(*pair, count) for name, pair in made.items()}
 
 
 @contextlib.contextmanager

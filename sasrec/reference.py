@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def unpacked(path: Path) -> Floats:
         return np.load(io.BytesIO(gzip.decompress(path.read_bytes())), allow_pickle=False) / 2
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; it is part of the reference and has to be committed with it") from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 

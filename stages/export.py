@@ -1,14 +1,13 @@
 """Export every seed of a variant as a folder that works alone, with numpy and onnxruntime: python -m stages.export VARIANT"""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 from sasrec.checkpoint import load_model, load_tensors
 from sasrec.config import Study
 from sasrec.data.sequences import Sequences, read_catalogue, training_counts
 from sasrec.deploy.artefact import Item, export
-from sasrec.files import atomic_folder, sha256
+from sasrec.files import atomic_folder, remove, sha256
 from sasrec.quant.frozen import from_tensors
 from stages.common import run
 
@@ -22,7 +21,7 @@ def main(study: Study, variant: str) -> None:
     # Seeds of earlier runs would stay in the folder that this stage depends on, and change its hash.
     for old in Path("data/models", variant).iterdir():
         if old.name not in map(str, study.seeds):
-            shutil.rmtree(old)
+            remove(old)
     store = Sequences.load(PREPARED)
     counts = training_counts(store.items, store.offsets, store.train_ends, store.items_count)
     items = [Item(*row, int(count)) for row, count in zip(read_catalogue(PREPARED), counts[1:], strict=True)]

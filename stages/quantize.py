@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sasrec.checkpoint import fingerprint, load_model, save_model, save_tensors
+from sasrec.checkpoint import contents, fingerprint, load_model, save_model, save_tensors
 from sasrec.config import QuantParams, Study, TrainParams
 from sasrec.curves import write_curves
 from sasrec.data.sequences import Sequences
@@ -19,6 +19,7 @@ from sasrec.quant.recipe import Outcome, Run, quantize
 from stages.common import run
 
 SECTIONS = ("threads", "device", "train", "model", "per_model.<quant.model>", "quant", "methods.<method>")
+PREPARED = Path("data/prepared")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,11 @@ def plan(study: Study, method: str, seed: int) -> Plan:
     load_method(method, options)  # now, so that the fingerprint has its code
     # The levels of a grid are not numbers of bfloat16, so that quantized products are exact only in float32.
     train = dataclasses.replace(study.of_model(quant.model)[1], precision="float32")
-    store = Sequences.load(Path("data/prepared"))
+    store = Sequences.load(PREPARED)
     source = Path("data/models", quant.model, str(seed))
     model, card = load_model(source)
     checkpoint = sha256(source / "model.safetensors")
-    key = fingerprint(method, options, quant, train, str(seed), study.threads, str(device), store.stats, checkpoint)
+    key = fingerprint(method, options, quant, train, str(seed), study.threads, str(device), contents(PREPARED), checkpoint)
     return Plan(store, model, card, quant, train, seed, device, method, options, key)
 
 

@@ -84,6 +84,8 @@ def lock(study: Study, params: Mapping[str, Any]) -> str:
 def keep(options: argparse.Namespace) -> None:
     reference.named(options.name)
     study = read_study()
+    if (kept := reference.ROOT / f"{options.name}.json").exists() and "runs" in read_json(kept):
+        raise UserError(f"{kept} is merged of several parts, which this would replace; keep this one under another name")
     if not Path(options.data).is_file():
         raise UserError(f"--data {options.data} is not a file; name the data file that the results were made from")
     record, params = notes(options.notes), yaml.safe_load(PARAMS.read_text(encoding="utf-8"))

@@ -1,10 +1,9 @@
 """Stage report: figures, the summary and the page, from what evaluate, baselines and benchmark wrote."""
 
-import shutil
 from pathlib import Path
 
 from sasrec.config import BASELINES, Study
-from sasrec.files import write_text
+from sasrec.files import remove, write_text
 from sasrec.report import figures
 from sasrec.report.bars import sensitivity as sensitivity_bars
 from sasrec.report.page import render
@@ -22,7 +21,7 @@ def main(study: Study) -> None:
     # What variants of earlier studies left behind would change the hash of what this stage depends on.
     for old in Path("data/evaluated").iterdir():
         if old.name not in (*study.variants, *BASELINES):
-            shutil.rmtree(old)
+            remove(old)
     results = load_results(study)
     stats = load_stats()
     curves = load_curves(study.variants, study.seeds)

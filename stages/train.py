@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sasrec.checkpoint import fingerprint, save_model
+from sasrec.checkpoint import contents, fingerprint, save_model
 from sasrec.config import Study
 from sasrec.curves import write_curves
 from sasrec.data.sequences import Sequences, read_catalogue
@@ -25,13 +25,14 @@ def main(study: Study, name: str, seed: str) -> None:
     model_params, train_params = study.of_model(name)
     store = Sequences.load(PREPARED)
     categories = [own for _, _, own in read_catalogue(PREPARED)]
+    facts = Facts.of_data(model_params, store, categories)
+    torch.manual_seed(int(seed))
+    model = registry.of_data(model_params, store.items_count, categories, facts).to(device)
+    trainer = Trainer(model, store, train_params, int(seed), device=device)
+    # Before the methods' code is loaded, on which this training does not depend.
+    key = fingerprint(model_params, train_params, seed, study.threads, str(device), contents(PREPARED))
     methods.check(whole(study), store, categories)
     with run_once(f"train-{name}-{seed}") as job:
-        facts = Facts.of_data(model_params, store, categories)
-        torch.manual_seed(int(seed))
-        model = registry.of_data(model_params, store.items_count, categories, facts).to(device)
-        trainer = Trainer(model, store, train_params, int(seed), device=device)
-        key = fingerprint(model_params, train_params, seed, study.threads, str(device), store.stats)
         progress = trainer.run(job.resume, key, job.log)
         card = {
             "trained": {"name": name, "seed": int(seed), "best_epoch": progress.best_epoch, "epochs": progress.epoch},

@@ -54,6 +54,15 @@ def test_peers_rank_as_the_network_does(model: SASRec) -> None:
         assert np.mean(shared) >= 7, name
 
 
+def test_peers_of_fewer_items_than_are_asked_for() -> None:
+    torch.manual_seed(0)
+    few = SASRec(ModelParams(max_len=8, hidden=16), 7).eval()
+    histories = np.ones((1, 8), np.int64)
+    assert by_torch(few)(histories).indices.shape == (1, 8)  # padding has a row, too
+    for name, work in by_onnxruntime(few, 1).items():
+        assert np.asarray(work(histories)[0][1]).shape[-1] <= 7, name
+
+
 def test_name_and_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     first = "processor : 0\nmodel name\t: Some CPU: 2\nflags\t\t: fpu avx2 avx512_vnni\n"

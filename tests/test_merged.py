@@ -1,5 +1,8 @@
 """Parts of a grid merge to one reference: what they must share, what is compared with what, and what is chosen."""
 
+import argparse
+import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +162,28 @@ def test_what_to_ship_is_compared_over_the_seeds_of_both() -> None:
     found = widths.Widths((), (small, wide, equal, other), (), ()).smallest
     # Of the two that are level and of one size one; `other` shares no seed with them, and its mean is below theirs.
     assert [own.name for own in found] == ["small", "equal"]
+
+
+def test_of_three_that_beat_each_other_in_a_circle_one_is_left() -> None:
+    values = {"a": {0: 0.5}, "b": {0: 0.4, 1: 0.9}, "c": {0: 0.6, 1: 0.6}}  # c > a > b > c
+    three = [widths.Whole(name, 1, 100, 0.0, 0.0, 0.0, sum(own.values()) / len(own), own) for name, own in values.items()]
+    for models in itertools.permutations(three):
+        assert [own.name for own in widths.Widths((), models, (), ()).smallest] == ["a"]
+
+
+def test_a_part_that_is_kept_anew_replaces_what_ranks_do_not_tell(make: Make) -> None:
+    merge(make("a", WHOLE | {"ptq": 1.0}, quant={"bits": 4}, size=1000))
+    shutil.rmtree("parts/a")
+    content = merge(make("a", WHOLE | {"ptq": 1.0}, quant={"bits": 4}, size=2000))
+    assert content["variants"]["ptq-4-all"]["bytes"] == 2000
+
+
+def test_a_merged_reference_is_not_replaced_by_a_kept_one(make: Make) -> None:
+    merge(make("a", WHOLE | {"ptq": 1.0}, quant={"bits": 4}))
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS))
+    options = argparse.Namespace(name="bits", data="x", notes=None, seconds=1, command="c")
+    with pytest.raises(UserError, match="is merged of several parts, which this would replace"):
+        command.keep(options)
 
 
 def test_four_lines_are_two_and_two() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sasrec import checkpoint
 from sasrec.config import Study
 from sasrec.data.sequences import Sequences
 from sasrec.errors import UserError
@@ -58,6 +59,38 @@ def test_what_does_not_suit(quantized: list[str], sections: dict[str, Any], why:
     with pytest.raises(UserError, match=why):
         train.main(study(*quantized, **sections), "sasrec", "0")
     assert not Path("data/models").exists()
+
+
+def test_a_training_of_other_data_is_another_and_one_of_other_methods_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`key` is what a killed training is known by, so that only the same one goes on with what it left."""
+    order: list[str] = []
+
+    def key(*rows: str, quantized: str = "ptq") -> str:
+        if rows:
+            Path("mine.csv").write_text("user,item,kind,time\n" + "".join(rows))
+        columns = {"category": "kind", "timestamp": "time"} if rows else {}
+        own = study(quantized, dataset={"name": "file", "path": "mine.csv", "columns": columns})
+        fetch.main(own)
+        prepare.main(own)
+        found: list[str] = []
+
+        def fingerprint(*parts: Any) -> str:
+            order.append("key")
+            found.append(checkpoint.fingerprint(*parts))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(train, "fingerprint", fingerprint)
+        monkeypatch.setattr(methods, "check", lambda *_: order.append("check"))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(own, "sasrec", "0")
+        return found[0]
+
+    rows = [f"u{u},i{(u + i) % 6},{'ab'[i % 2]},{i}\n" for u in range(4) for i in range(4)]
+    usual = key(*rows)
+    assert key(*rows) == usual == key(*rows, quantized="lsq")
+    assert key(*(row.replace(",a,", ",c,") for row in rows)) != usual  # other categories
+    assert key(*rows[:-1], rows[-1].replace("3\n", "9\n")) != usual  # another time, in the same order
+    assert set(order) == {"key"}  # before any method is loaded
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Committed references agree with the ranks beside them, and a reference that does not is noticed."""
 
+import contextlib
 import json
 import shlex
 from argparse import Namespace
@@ -201,6 +202,11 @@ def test_damaged_and_missing_ranks_are_named(kept: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(UserError, match=r"lsq-0\.full\.npy\.gz is damaged"):
         command.check(["toy"])
+    whole = reference.packed(np.arange(1.0, 200.0))
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            reference.unpacked(path)
     path.unlink()
     with pytest.raises(UserError, match=r"lsq-0\.full\.npy\.gz does not exist"):
         command.check(["toy"])

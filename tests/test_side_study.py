@@ -42,6 +42,7 @@ def test_a_small_study_from_the_data_to_what_ships(tmp_path: Path, monkeypatch: 
     for method, quant in (("lsq", {}), ("adaround", {"budget_kb": 6.0})):
         own = study(quant={"epochs": 1, "distill": 0.5, "calibration_batches": 2, **quant})
         quantize.main(own, method, "0")
+        Path("data/models", method, ".DS_Store").write_text("")  # not of a seed, and swept away
         export.main(own, method)
         evaluate.main(own, method)
         model = Recommender.load(Path("data/exported", method, "0"))

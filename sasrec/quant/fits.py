@@ -10,11 +10,6 @@ from sasrec.quant.attach import load_method
 from sasrec.quant.schedule import built, epochs_of
 
 
-def check_options(method: str, options: Any) -> None:
-    """Raise UserError where the section `methods.<method>` has a key or a value that the method does not know."""
-    load_method(method, options)
-
-
 def check(model: Model, quant: QuantParams, train: TrainParams, method: str, options: Any) -> None:
     """Raise UserError, which names the parameter, where `recipe.quantize` could not do what is asked for. model: of the shape
     that is quantized, trained or not. train: of the model. options: the section `methods.<method>`.

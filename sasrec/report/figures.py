@@ -26,7 +26,7 @@ from sasrec.report.series import Curve, Latency
 from sasrec.report.tables import size_text
 
 WIDTH, DPI = 6.0, 150  # inches; 900 pixels
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#007A5A", "#AA4499", "#6E6E6E"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#007A5A", "#6E6E6E"
 COLOURS: dict[Kind, str] = {"model": BLUE, "control": GREEN, "method": ORANGE, "baseline": GREY}
 MARKERS: dict[Kind, str] = {"model": "s", "control": "D", "method": "o", "baseline": "^"}
 WORDS: dict[Kind, str] = {

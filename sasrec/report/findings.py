@@ -148,7 +148,7 @@ def _control(results: Results, quant: QuantParams) -> str:
         return ""
     noise = "within" if own.verdict == "within noise" else "beyond"
     what = "The control shows what training on does by itself"
-    if quant.init == "scratch":
+    if quant.from_scratch:
         what = "The control is trained from scratch by the code that trains the quantized variants, without quantizers"
     sentences = [f"{what}: {change_text(own)} against {quant.model}, {noise} noise."]
     trained = [variant.name for variant in results.of_kind("method") if variant.reference == "control"]

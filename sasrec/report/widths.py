@@ -102,14 +102,19 @@ class Widths:
     def smallest(self) -> list[Point | Whole]:
         """Of all models, quantized or not, those whose NDCG@10 on validation no other of about their bytes or fewer equals,
         smallest first: what to ship at each size. Two are compared over the seeds that both have, for a seed says more than
-        the difference between most. Tests choose nothing."""
+        the difference between most; where three so compared beat each other in a circle, what beats the best by its own
+        mean stays. Tests choose nothing."""
         every: list[Point | Whole] = [*self.points, *self.models, *self.controls]
-        known = [own for own in every if own.validation is not None]
+        known = sorted((own for own in every if own.validation is not None), key=lambda own: -(own.validation or 0.0))
 
-        def beaten(own: Point | Whole) -> bool:
-            return any(other.size <= SAME_SIZE * own.size and _ahead(other, own) for other in known)
+        def beaten(own: Point | Whole, by: Sequence[Point | Whole]) -> bool:
+            return any(other.size <= SAME_SIZE * own.size and _ahead(other, own) for other in by)
 
-        return sorted((own for own in known if not beaten(own)), key=lambda own: own.size)
+        kept: list[Point | Whole] = []
+        for own in known:
+            if not beaten(own, kept):
+                kept.append(own)
+        return sorted((own for own in kept if not beaten(own, kept)), key=lambda own: own.size)
 
 
 def _ahead(one: Point | Whole, other: Point | Whole) -> bool:

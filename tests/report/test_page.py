@@ -13,6 +13,7 @@ import pytest
 
 from sasrec.config import QuantParams, Study
 from sasrec.errors import UserError
+from sasrec.mapping import from_mapping
 from sasrec.report.findings import answer, details, width_text
 from sasrec.report.layout import side_by_side, spread
 from sasrec.report.page import _levels
@@ -168,6 +169,26 @@ def test_the_page_says_how_many_levels_each_method_has(page: str) -> None:
     table = page[page.index('aria-label="Levels"') :]
     rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', table[: table.index("</table>")])
     assert {name: re.findall(r"<td>(\d+)<", cells) for name, cells in rows} == {"ptq": ["16"] * 3, "lsq": ["16"] * 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "The control shows what training on does by itself"),
+        ({"init": "scratch"}, "The control is trained from scratch"),
+        ({"preset": "source"}, "The control is trained from scratch"),
+    ],
+)
+def test_the_page_says_what_the_control_is(folder: Path, study: Study, changes: dict[str, str], said: str) -> None:
+    sentences = details(load_results(study), from_mapping(QuantParams, changes, "quant"))
+    assert sum(sentence.startswith("The control") for sentence in sentences) == 1
+    assert any(sentence.startswith(said) for sentence in sentences)
+
+
+def test_strange_files_beside_the_variants_are_swept_away(folder: Path, study: Study) -> None:
+    (folder / "data/evaluated/.DS_Store").write_text("")
+    main(study)
+    assert not (folder / "data/evaluated/.DS_Store").exists()
 
 
 def test_signed_activations_of_apot_have_a_level_less(folder: Path, study: Study) -> None:
