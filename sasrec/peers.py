@@ -144,7 +144,7 @@ def by_onnxruntime(plain: Model, threads: int, int8: bool = True) -> dict[str, W
                     per_channel=True,
                 )  # fmt: skip
             made["onnxruntime_static"].append(session(target, threads))
-        return works | {name: by_sessions(*pair, count) for name, pair in made.items()}
+        return works | {name: by_sessions(of_network, of_table, count) for name, (of_network, of_table) in made.items()}
 
 
 @contextlib.contextmanager
