@@ -131,12 +131,11 @@ def place(model: nn.Module, built: dict[str, Quantizer]) -> None:
 
 @torch.no_grad()
 def renew(model: nn.Module, histories: Iterable[Histories]) -> None:
-    """Set the scales of the quantizers in place anew, from the weights and activations as they are now; not of those that
-    hold the weights themselves (`Quantizer.weights`)."""
+    """Set the scales of the quantizers in place anew, from the weights and activations as they are now."""
     weights = tensors(model)
     for name, quantizer in quantizers(model).items():
-        if name in weights and not quantizer.weights():
-            quantizer.initialize(weights[name].detach())
+        if name in weights:
+            quantizer.renew(weights[name].detach())
     calibrate(model, histories)
 
 

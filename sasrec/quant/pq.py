@@ -183,6 +183,10 @@ class PQ(Quantizer):
             self.index[1:, split] = (numbers + begin).to(self.index)
         self.book.initialize(self.centroids)
 
+    def renew(self, values: Tensor) -> None:
+        """Of the centroids' grid alone: they are what is trained, and the table that they began with is not."""
+        self.book.renew(self.centroids.detach())
+
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         book = F.pad(self.book(self.centroids), (0, 0, 0, 1))
         index = self.index if rows is None else self.index[rows]

@@ -93,6 +93,10 @@ class Quantizer(nn.Module):
         """Parameters that stand in the place of the tensor, and are trained as it would be."""
         return []
 
+    def renew(self, values: Tensor) -> None:
+        """Set the scale anew, from the weight or table as it is now."""
+        self.initialize(values)
+
     def refresh(self, values: Tensor) -> None:
         """Renew buffered statistics of the whole weight or table. Called every few steps of training and at its end."""
 

@@ -66,18 +66,21 @@ def test_rows_are_asked_for_weights_and_tables_apart(quantized: Callable[..., SA
     assert by_row == {name: (table if "table" in name else weights) == "per_row" for name in by_row}
 
 
-def test_what_holds_the_weights_is_not_set_anew(model: SASRec) -> None:
-    """The centroids of pq are trained in the place of the table; k-means would throw that away."""
+def test_of_what_holds_the_weights_the_scale_alone_is_set_anew(model: SASRec) -> None:
+    """The centroids of pq are trained in the place of the table; k-means would throw that away. Their grid follows them."""
     module, options = attach.load_method("pq", {"splits": 4, "centroids": 8})
     attach.attach(model, QuantParams(bits=4), module, options)
     attach.calibrate(model, [torch.randint(1, model.items + 1, (4, 6))])
-    held = attach.quantizers(model)["item_table.weight"].weights()
+    quantizer = attach.quantizers(model)["item_table.weight"]
+    held = quantizer.weights()
     assert held
+    scale = quantizer.grid().scale
     with torch.no_grad():
-        held[0].add_(1)
+        held[0].mul_(10)
     kept = held[0].detach().clone()
     attach.renew(model, [torch.randint(1, model.items + 1, (4, 6))])
     assert torch.equal(held[0], kept)
+    torch.testing.assert_close(quantizer.grid().scale, 10 * scale)
 
 
 def test_a_recorder_keeps_values_from_all_of_a_batch() -> None:
