@@ -65,10 +65,11 @@ def test_a_training_of_other_data_is_another_and_one_of_other_methods_is_not(mon
     """`key` is what a killed training is known by, so that only the same one goes on with what it left."""
     order: list[str] = []
 
-    def key(*rows: str, quantized: str = "ptq") -> str:
-        if rows:
-            Path("mine.csv").write_text("user,item,kind,time\n" + "".join(rows))
-        columns = {"category": "kind", "timestamp": "time"} if rows else {}
+    rows = [f"u{u},i{(u + i) % 6},{'ab'[i % 2]},{'cd'[i // 2]},{i},{i * i}\n" for u in range(4) for i in range(4)]
+    Path("mine.csv").write_text("user,item,kind,brand,time,later\n" + "".join(rows))
+
+    def key(category: str = "kind", timestamp: str = "time", quantized: str = "ptq") -> str:
+        columns = {"category": category, "timestamp": timestamp}
         own = study(quantized, dataset={"name": "file", "path": "mine.csv", "columns": columns})
         fetch.main(own)
         prepare.main(own)
@@ -85,11 +86,11 @@ def test_a_training_of_other_data_is_another_and_one_of_other_methods_is_not(mon
             train.main(own, "sasrec", "0")
         return found[0]
 
-    rows = [f"u{u},i{(u + i) % 6},{'ab'[i % 2]},{i}\n" for u in range(4) for i in range(4)]
-    usual = key(*rows)
-    assert key(*rows) == usual == key(*rows, quantized="lsq")
-    assert key(*(row.replace(",a,", ",c,") for row in rows)) != usual  # other categories
-    assert key(*rows[:-1], rows[-1].replace("3\n", "9\n")) != usual  # another time, in the same order
+    # Of one file, so that what the data is known by otherwise is the same.
+    usual = key()
+    assert key() == usual == key(quantized="lsq")
+    assert key(category="brand") != usual
+    assert key(timestamp="later") != usual  # in the same order
     assert set(order) == {"key"}  # before any method is loaded
 
 
