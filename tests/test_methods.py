@@ -65,7 +65,8 @@ def test_a_training_of_other_data_is_another_and_one_of_other_methods_is_not(mon
     """`key` is what a killed training is known by, so that only the same one goes on with what it left."""
     order: list[str] = []
 
-    rows = [f"u{u},i{(u + i) % 6},{'ab'[i % 2]},{'cd'[i // 2]},{i},{i * i}\n" for u in range(4) for i in range(4)]
+    pairs = [(u, i, (u + i) % 6) for u in range(4) for i in range(4)]
+    rows = [f"u{u},i{item},{'ab'[item % 2]},{'cd'[item // 3]},{10**9 + i},{10**9 + i * i}\n" for u, i, item in pairs]
     Path("mine.csv").write_text("user,item,kind,brand,time,later\n" + "".join(rows))
 
     def key(category: str = "kind", timestamp: str = "time", quantized: str = "ptq") -> str:
@@ -86,11 +87,11 @@ def test_a_training_of_other_data_is_another_and_one_of_other_methods_is_not(mon
             train.main(own, "sasrec", "0")
         return found[0]
 
-    # Of one file, so that what the data is known by otherwise is the same.
-    usual = key()
+    usual, stats = key(), Path("data/prepared/stats.json").read_bytes()
     assert key() == usual == key(quantized="lsq")
-    assert key(category="brand") != usual
-    assert key(timestamp="later") != usual  # in the same order
+    for other in ({"category": "brand"}, {"timestamp": "later"}):  # the latter in the same order
+        assert key(**other) != usual
+        assert Path("data/prepared/stats.json").read_bytes() == stats  # which do not tell
     assert set(order) == {"key"}  # before any method is loaded
 
 
