@@ -10,6 +10,7 @@ anew are replaced. What was measured is kept in data/ablation, so that a killed 
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +38,10 @@ from stages.quantize import Plan, plan
 
 TABLE = Path("metrics/reference/ablation.csv")
 KEPT = Path("data/ablation")
-# What a row is a measurement of. epochs, lr: of the recipe.
-KEYS = ("data", "bits", "preset", "method", "epochs", "lr", "seed", "choice")
+# What a row is a measurement of. epochs, lr: of the recipe; recipe: what else of it is not as it is by default.
+KEYS = ("data", "bits", "preset", "method", "epochs", "lr", "recipe", "seed", "choice")
+# Settings of section quant that another column tells.
+TOLD = {"bits", "weight_bits", "activation_bits", "embedding_bits", "preset", "model", "epochs", "lr"}
 COLUMNS = (
     *KEYS, "validation_loss", "validation_ndcg@10", "ndcg@10", "of_recipe_%", "of_recipe_low_%", "of_recipe_high_%",
     "of_control_%", "of_control_low_%", "of_control_high_%",
@@ -137,6 +140,16 @@ def training_of(study: Study) -> tuple[str, str]:
     return str(epochs_of(study.quant, train)), f"{rate:g}"
 
 
+def recipe_of(study: Study, method: str) -> str:
+    """What else of the recipe differs from the defaults, as the KEY=VALUE that would change it, or nothing."""
+    plain = QuantParams()
+    values = {f"quant.{name}": value for name, value in vars(study.quant).items() if name not in TOLD and value != vars(plain)[name]}
+    _, options = load_method(method, study.methods.get(method))
+    usual = dataclasses.asdict(type(options)())
+    values |= {f"methods.{method}.{name}": value for name, value in dataclasses.asdict(options).items() if value != usual[name]}
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+
+
 def percents(own: Floats, other: Floats, study: Study) -> list[str]:
     """By how many percent of the other's mean the own is higher, with its 95 % interval."""
     interval = metrics.bootstrap_interval((own - other)[None], study.evaluate.bootstrap, study.evaluate.seed)
@@ -164,7 +177,7 @@ def measure_all(method: str, seed: int, choices: Sequence[str]) -> None:
         of_recipe = ["", "", ""] if choice == RECIPE else percents(own.gains, recipe.gains, study)
         values = (
             data_of(study), bits_of(study.quant), study.quant.preset, method_of(study.quant, method), *training_of(study),
-            str(seed), choice, f"{own.loss:.4f}", f"{own.validation:.4f}", f"{own.gains.mean():.4f}",
+            recipe_of(study, method), str(seed), choice, f"{own.loss:.4f}", f"{own.validation:.4f}", f"{own.gains.mean():.4f}",
             *of_recipe, *percents(own.gains, control.gains, study),
         )  # fmt: skip
         row = dict(zip(COLUMNS, values, strict=True))
