@@ -143,7 +143,9 @@ def training_of(study: Study) -> tuple[str, str]:
 def recipe_of(study: Study, method: str) -> str:
     """What else of the recipe differs from the defaults, as the KEY=VALUE that would change it, or nothing."""
     plain = QuantParams()
-    values = {f"quant.{name}": value for name, value in vars(study.quant).items() if name not in TOLD and value != vars(plain)[name]}
+    values = {
+        f"quant.{name}": value for name, value in vars(study.quant).items() if name not in TOLD and value != vars(plain)[name]
+    }
     _, options = load_method(method, study.methods.get(method))
     usual = dataclasses.asdict(type(options)())
     values |= {f"methods.{method}.{name}": value for name, value in dataclasses.asdict(options).items() if value != usual[name]}

@@ -201,6 +201,8 @@ def _ids(path: Path, what: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text, integers, or dictionaries with the values by first appearance."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        raise UserError(f"{path}: the {what} ids are lists; write a row for each interaction, as `explode` of pandas does")
     if pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         kind = "fractions" if pa.types.is_floating(column.type) else "truth values"
         raise UserError(f"{path}: the {what} ids are {kind} ({column.type}); write them as text or integers")
@@ -212,7 +214,8 @@ def _ratings(column: pa.ChunkedArray, begin: int, bad: Callable[[str, int | None
     try:
         values = to_numpy(column.cast(pa.float64()).fill_null(float("nan")))
     except pa.ArrowInvalid as error:
-        raise bad("rating", None, f"is not a number ({error})") from None
+        advice = "if this column is none of numbers, set dataset.columns.rating to null"
+        raise bad("rating", None, f"is not a number ({error}; {advice})") from None
     if not np.isfinite(values).all():
         raise bad("rating", _first(~np.isfinite(values), begin), "is missing or not a finite number")
     if (large := np.abs(values) > LARGEST).any():
@@ -243,6 +246,11 @@ def _keys(path: Path, columns: Columns, own: bool) -> tuple[Found, list[str]]:
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
+                    if line.lstrip().startswith("["):
+                        raise UserError(
+                            f"{path}, line {number}: a JSON array begins here; write its objects one a line, without brackets "
+                            f"around them or commas between: {quote(line)}"
+                        )
                     first = json.loads(line)
                     if not isinstance(first, dict):
                         raise bad_line(path, number, "not a JSON object", line)

@@ -18,6 +18,8 @@ LONGEST = 1 << 24  # characters of a field: more than pyarrow reads, so that not
 SWALLOWED = "a quote at the start of a field is closed only lines later, with whole rows between; close it, or write it twice"
 UNESCAPED = "text follows the quote that closes a field; write each quote within a field twice, and the field in quotes"
 NO_NUMBER = "the {what} is not a number"
+DECIMAL_COMMA = "the {what} has a comma in place of a point; write 3.5 for 3,5"
+NO_RATING = f"{NO_NUMBER}; if this column is none of numbers, set dataset.columns.rating to null"
 LARGEST = 3.4028235e38  # of a float32, as which ratings are stored
 TOO_LARGE = "the {what} is too large, beyond 3.4e38"
 
@@ -73,11 +75,14 @@ def number_problem(value: str) -> str | None:
             raise ValueError
         return None if math.isfinite(float(value)) else "the {what} is not a finite number"
     except ValueError:
+        if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", value):
+            return DECIMAL_COMMA
         return "the {what} is missing" if not value.strip() else NO_NUMBER
 
 
 def rating_problem(value: str) -> str | None:
-    return number_problem(value) or (TOO_LARGE if abs(float(value)) > LARGEST else None)
+    problem = number_problem(value) or (TOO_LARGE if abs(float(value)) > LARGEST else None)
+    return NO_RATING if problem == NO_NUMBER else problem
 
 
 def time_problem(value: str) -> str | None:

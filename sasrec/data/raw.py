@@ -14,6 +14,8 @@ from sasrec.data.source import Source
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, sha256, write_json
 
+WORKBOOK = "is a workbook of Excel, or another document of Office; save the table as csv"
+
 
 def fetch(params: DatasetParams, simulated: SampleParams, raw: Path, downloads: Path) -> Source:
     """Fill the folder `raw`; downloads are kept in `downloads`. Raises UserError for anything that cannot be had."""
@@ -96,10 +98,23 @@ def _unpack(path: Path, params: DatasetParams, folder: Path) -> tuple[str, list[
     if name.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".bz2", ".xz", ".zst")):
         raise UserError(f"{path}: archives of this kind are not read; give a .zip, a .gz or the plain file")
     format_name = catalogue.format_of(params, name.removesuffix(".gz"))
+    _refuse_disguised(path, format_name)
     if name.lower().endswith(".gz"):
         _check_gzip(path)
     shutil.copyfile(path, folder / name)
     return name, [], format_name
+
+
+def _refuse_disguised(path: Path, format_name: str) -> None:
+    """Raise UserError for a file whose first bytes say that it is of another kind than its name does."""
+    with open(path, "rb") as file:
+        begin = file.read(8)
+    if begin.startswith(b"\x1f\x8b") and not path.name.lower().endswith(".gz"):
+        raise UserError(f"{path} is compressed by gzip, which its name does not say; rename it to {path.name}.gz")
+    if begin.startswith(b"PAR1") and format_name != "parquet":
+        raise UserError(f"{path} is a parquet file; set dataset.name to file and dataset.format to parquet")
+    if begin == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
+        raise UserError(f"{path} {WORKBOOK}")
 
 
 def _check_gzip(path: Path) -> None:
@@ -119,6 +134,8 @@ def _unzip(path: Path, params: DatasetParams, folder: Path) -> tuple[str, list[s
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info.filename for info in archive.infolist() if not info.is_dir()]
+            if "[Content_Types].xml" in members:
+                raise UserError(f"{path} {WORKBOOK}")
             main = _main_member(path, members, params)
             base = PurePosixPath(main)
             format_name = catalogue.format_of(params, base.name)

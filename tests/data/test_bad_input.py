@@ -65,6 +65,8 @@ def test_ratings_dat(refused: Refused, project: Path, text: str, words: tuple[st
         ("user,item,timestamp\nu,i,2020-01-01\nu,i,7\n", ("line 3", "is a number, unlike those before")),
         ('user,item,timestamp\n"u\nv",i,1\nu,i\n', ("line 4", "expected 3 fields", "found 2")),
         ("user,item,rating\nu,i,5\nu,j,\n", ("line 3", "rating is missing")),
+        ("user,item,rating\nu,i,good\n", ("line 2", "rating is not a number", "set dataset.columns.rating to null")),
+        ("user;item;rating\nu;i;3,5\n", ("line 2", "rating has a comma in place of a point")),
         ("user,item\nu,i,5\n", ("line 2", "expected 2 fields", "found 3")),
         (b"user,item\nu,\xff\xfe\n", ("line 2", "not UTF-8")),
         ("user,item,timestamp\nu,i,2020-13-45\n", ("line 2", "timestamp is neither a number nor a date")),
@@ -163,7 +165,8 @@ def test_one_column_for_two_things(refused: Refused, project: Path, named: dict[
         (RATED + RATED.replace("5", "-1e39"), ("line 2", "rating is too large, beyond 3.4e38")),
         (ZONED + ZONED.replace("Z", ""), ("line 2", "'timestamp' is a date without a zone as text, unlike those before")),
         (TIMED + TIMED.replace("5", '"5"'), ("line 2", "'timestamp' is a number as text, unlike those before")),
-        ("[1]\n", ("line 1", "not a JSON object")),
+        ("1\n", ("line 1", "not a JSON object")),
+        ('[\n{"user": 1, "item": 2}]\n', ("line 1", "a JSON array begins here; write its objects one a line")),
         ("user,item\n", ("line 1", "not JSON")),
         ("\n", ("is empty",)),
     ],
@@ -186,6 +189,8 @@ def test_parquet(refused: Refused, project: Path) -> None:
         ({"user": ["a", "b"], "item": ["b", "c"], "timestamp": [1, None]}, "row 2: the timestamp is missing"),
         ({"user": ["a", "b"], "item": ["b", "c"], "rating": [1.0, 1e39]}, "row 2: the rating is too large, beyond 3.4e38"),
         ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "rating is not a number"),
+        ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "set dataset.columns.rating to null"),
+        ({"user": ["a"], "item": [["b", "c"]]}, "item ids are lists; write a row for each interaction"),
         ({"user": [1.5], "item": ["b"]}, "user ids are fractions"),
         ({"user": [True], "item": ["b"]}, "user ids are truth values"),
         ({"user": pa.array([], pa.string()), "item": pa.array([], pa.string())}, "is empty"),
@@ -281,6 +286,30 @@ def test_an_id_that_could_not_be_read_back(refused: Refused, project: Path) -> N
     for user, item in (("u", "i" * 140_000), ("u" * 140_000, "i")):
         (project / "mine.csv").write_text(f"user,item\n{user},{item}\n{user},b\n{user},c\n{user},d\n")
         assert "an id of 140000 characters, beyond the 131072" in refused(**own("mine.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "mine.csv",
+            gzip.compress(b"user,item\nu,i\n", mtime=0),
+            "compressed by gzip, which its name does not say; rename it to mine.csv.gz",
+        ),
+        ("mine.csv", b"PAR1abcd", "is a parquet file; set dataset.name to file and dataset.format to parquet"),
+        ("mine.xls", bytes.fromhex("d0cf11e0a1b11ae1"), "is a workbook of Excel"),
+    ],
+)
+def test_files_of_another_kind_than_their_name(refused: Refused, project: Path, name: str, content: bytes, words: str) -> None:
+    (project / name).write_bytes(content)
+    assert words in refused(**own(name, format="table"))
+
+
+def test_a_workbook(refused: Refused, project: Path) -> None:
+    with zipfile.ZipFile(project / "mine.xlsx", "w") as file:
+        file.writestr("[Content_Types].xml", "<Types/>")
+        file.writestr("xl/worksheets/sheet1.xml", "<worksheet/>")
+    assert "is a workbook of Excel, or another document of Office; save the table as csv" in refused(**own("mine.xlsx"))
 
 
 def test_gzip(refused: Refused, project: Path) -> None:
