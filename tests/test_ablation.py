@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,11 +184,10 @@ def test_rows_of_other_epochs_or_rates_stand_beside(project: list[tuple[str, Stu
 
 def test_rows_of_another_recipe_stand_beside_and_say_what_is_other(project: list[tuple[str, Study]]) -> None:
     content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    other = {"quant": {"distill": 0.5, "progressive": [6]}, "methods": {"lsq": {"offset": True}}}
+    other: dict[str, dict[str, Any]] = {"quant": {"distill": 0.5, "progressive": [6]}, "methods": {"lsq": {"offset": True}}}
     for changes in ({}, other, other):
-        for section, values in changes.items():
-            for key, value in values.items():
-                content[section][key] = {**(content[section].get(key) or {}), **value} if isinstance(value, dict) else value
+        content["quant"] |= changes.get("quant", {})
+        content["methods"]["lsq"] |= changes.get("methods", {}).get("lsq", {})
         Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         command.measure_all("lsq", 0, [])
     rows = read_rows(command.TABLE, command.COLUMNS)

@@ -1,10 +1,8 @@
 """Plain sentences computed from the results: what to choose, what it costs, and what that is compared with."""
 
-from collections.abc import Sequence
-
 from sasrec.config import BASELINES, QuantParams
 from sasrec.report.results import UNTRAINED, Comparison, Results, Variant, best_method
-from sasrec.report.tables import percent_text, size_text
+from sasrec.report.tables import MINUS, listed, percent_text, size_text
 
 BASELINE_WORDS = {
     "popularity": "popularity",
@@ -12,7 +10,6 @@ BASELINE_WORDS = {
     "markov": "first-order Markov",
     "item_knn": "item-kNN",
 }
-MINUS = "−"
 
 
 def width_text(quant: QuantParams) -> str:
@@ -25,16 +22,12 @@ def width_text(quant: QuantParams) -> str:
     if len(set(widths.values())) == 1:
         text = _bits(widths["weights"])
     else:
-        text = _listed([f"{_bits(bits)} for {kind}" for kind, bits in widths.items()])
+        text = listed([f"{_bits(bits)} for {kind}" for kind, bits in widths.items()])
     return text + (" (single tensors otherwise)" if quant.overrides else "")
 
 
 def _bits(bits: int) -> str:
     return f"{bits} bit" if bits == 1 else f"{bits} bits"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def change_text(comparison: Comparison) -> str:
@@ -109,9 +102,9 @@ def _ties(best: Variant, results: Results) -> list[str]:
             verdicts.setdefault(comparison.verdict, []).append(name)
     sentences = []
     if tied := verdicts.get("within noise"):
-        sentences.append(f"Tied with {best.name}, as the intervals of their paired differences include 0: {_listed(tied)}.")
+        sentences.append(f"Tied with {best.name}, as the intervals of their paired differences include 0: {listed(tied)}.")
     if ahead := verdicts.get("worse"):
-        sentences.append(f"On the test items {_listed(ahead)} did better than {best.name}, beyond noise.")
+        sentences.append(f"On the test items {listed(ahead)} did better than {best.name}, beyond noise.")
     return sentences
 
 
@@ -131,7 +124,7 @@ def _methods(results: Results) -> str:
             change = percent_text(comparison.relative, MINUS)
             groups.setdefault(comparison.verdict, []).append(f"{name} ({change})")
     words = {"better": "better than ptq", "within noise": "within noise of ptq", "worse": "worse than ptq"}
-    parts = [f"{words[verdict]}: {_listed(groups[verdict])}" for verdict in words if verdict in groups]
+    parts = [f"{words[verdict]}: {listed(groups[verdict])}" for verdict in words if verdict in groups]
     if parts:
         sentences.append(f"Of the methods that train, {'; '.join(parts)}.")
     if "worse" in groups:
@@ -154,9 +147,9 @@ def _control(results: Results, quant: QuantParams) -> str:
     trained = [variant.name for variant in results.of_kind("method") if variant.reference == "control"]
     untrained = [variant.name for variant in results.of_kind("method") if variant.reference == quant.model]
     if trained:
-        sentences.append(f"{_listed(trained)} are compared with the control.")
+        sentences.append(f"{listed(trained)} are compared with the control.")
     if untrained:
-        sentences.append(f"{_listed(untrained)} are compared with {quant.model}, from which they start.")
+        sentences.append(f"{listed(untrained)} are compared with {quant.model}, from which they start.")
     return " ".join(sentences)
 
 
@@ -173,5 +166,5 @@ def _models(results: Results) -> list[str]:
             noise = ", within noise" if comparison.verdict == "within noise" else ""
             parts.append(f"{times}that of {BASELINE_WORDS[name]} ({interval.replace('-', MINUS)}{noise})")
         if parts:
-            sentences.append(f"{model.name} reaches NDCG@10 {model.metrics['ndcg@10']:.4f}, {_listed(parts)}.")
+            sentences.append(f"{model.name} reaches NDCG@10 {model.metrics['ndcg@10']:.4f}, {listed(parts)}.")
     return sentences

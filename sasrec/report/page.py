@@ -1,19 +1,19 @@
 """The report as one self-contained HTML page: no network, no scripts, figures inside, readable on a phone."""
 
 import base64
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from string import Template
 from typing import Any
 
 from sasrec.config import QuantParams
 from sasrec.quant.conventions import Kind, convention, is_quantized
-from sasrec.report.findings import MINUS, answer, details, width_text
+from sasrec.report import markup
+from sasrec.report.findings import answer, details, width_text
 from sasrec.report.results import Results, Variant
 from sasrec.report.sensitivity import Sensitivity
 from sasrec.report.shipping import section
-from sasrec.report.tables import percent_text
+from sasrec.report.tables import MINUS, percent_text
 
 PAGE = Template("""\
 <!DOCTYPE html>
@@ -46,7 +46,7 @@ p, figcaption, li { max-width: 44rem; }
 .data { margin-top: 0; }
 .answer { background: var(--panel); border-left: 4px solid var(--accent); border-radius: 0 6px 6px 0;
   padding: 0.9rem 1.1rem; font-size: 1.08rem; max-width: 48rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 6px; }
 .scroll:focus-visible { outline: 3px solid var(--accent); }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 0.6rem; font-size: 0.9rem; }
@@ -167,24 +167,19 @@ def render(
     drawings = {name: _figure(name, figures[name], results) for name in CAPTIONS}
     return PAGE.substitute(
         title=f"Quantized sequential recommenders on {escape(str(stats['dataset']))}",
-        data=_text(_data(stats, results, quant)),
-        answer=_text(answer(results, quant)).replace(f"choose {chosen}:", f"choose <strong>{chosen}</strong>:"),
-        details="\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in details(results, quant)),
+        data=markup.text(_data(stats, results, quant)),
+        answer=markup.text(answer(results, quant)).replace(f"choose {chosen}:", f"choose <strong>{chosen}</strong>:"),
+        details="\n".join(f"<p>{markup.text(paragraph)}</p>" for paragraph in details(results, quant)),
         results=_results(results, chosen),
         shipping=section([variant.name for variant in results.of_kind("model", "control", "method")]),
-        notes="\n".join(f'<p class="note">{_text(note)}</p>' for note in results.notes),
+        notes="\n".join(f'<p class="note">{markup.text(note)}</p>' for note in results.notes),
         sizes=_sizes(results, quant),
-        agreement=_text(results.agreement),
+        agreement=markup.text(results.agreement),
         card=_card(results.variants[-1]),
         levels=_levels(results, quant, methods or {}),
         mixed=_mixed(sensitivity) if sensitivity else "",
         **drawings,
     )
-
-
-def _text(text: str) -> str:
-    """Escaped, with numbers and their units on one line."""
-    return re.sub(r"(?<=\d) (?=%|kB|MB|GB|B\b|bit)", "&nbsp;", escape(text))
 
 
 def _data(stats: Mapping[str, Any], results: Results, quant: QuantParams) -> str:
@@ -212,18 +207,8 @@ def _figure(name: str, png: bytes, results: Results) -> str:
     return (
         f'<figure>\n<img width="{width}" height="{height}" alt="{escape(alts[name])}" '
         f'src="data:image/png;base64,{image}">\n'
-        f"<figcaption>{_text(CAPTIONS[name])}</figcaption>\n</figure>"
+        f"<figcaption>{markup.text(CAPTIONS[name])}</figcaption>\n</figure>"
     )
-
-
-def _table(label: str, caption: str, header: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that scrolls inside its own box. header: plain text; rows: HTML of whole <tr>."""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n<table>\n'
-        f"<caption><span>{_text(caption)}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n"
-        + "\n".join(rows) + "\n</tbody>\n</table>\n</div>"
-    )  # fmt: skip
 
 
 def _results(results: Results, chosen: str | None) -> str:
@@ -264,7 +249,7 @@ def _results(results: Results, chosen: str | None) -> str:
         "verdict names, user by user. log2 rank: mean change of the rank's logarithm, below 0 is better. Sampled: "
         "ranked against the sampled candidates only." + (" ★ marks the choice." if chosen else "")
     )
-    return _table("Results", caption, header, rows)
+    return markup.table("Results", caption, header, rows)
 
 
 def _deviation(values: Mapping[str, Any]) -> str:
@@ -287,15 +272,13 @@ def _sizes(results: Results, quant: QuantParams) -> str:
             f"{values['weight_bytes']:,}",
             f"{values['bits']:g}",
         ]
-        rows.append(
-            f'<tr><th scope="row">{escape(variant.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        )
+        rows.append(markup.row([variant.name, *cells]))
     header = ("Variant", "Bytes", f"Times smaller than {quant.model}", "Embeddings", "Weight matrices", "Bits")
     caption = (
         "Bytes on disk of the exported model; of them embedding tables and weight matrices, with their scales. Bits: "
         "mean width."
     )
-    return _table("Sizes", caption, header, rows)
+    return markup.table("Sizes", caption, header, rows)
 
 
 def _mixed(found: Sensitivity) -> str:
@@ -307,12 +290,12 @@ def _mixed(found: Sensitivity) -> str:
         name = bits if each.name == "uniform" else f"{names[each.name]} than {bits}"
         cells = [f"{each.size:,}", f"{each.rise:+.4f}".replace("-", MINUS)]
         cells_text = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{_text(name)}</th>{cells_text}<td class="text">{escape(each.widths)}</td></tr>')
+        rows.append(f'<tr><th scope="row">{markup.text(name)}</th>{cells_text}<td class="text">{escape(each.widths)}</td></tr>')
     caption = (
         "All weights and tables rounded after training, activations at 8 bits: uniform widths, and those that quant.budget_kb "
         f"and quant.max_drop choose by the figure above. Loss: rise over full precision ({found.full:.4f} nats) on validation."
     )
-    return _table("Mixed widths", caption, ("Widths", "Bytes of weights and tables", "Loss", "Tensors at bits"), rows)
+    return markup.table("Mixed widths", caption, ("Widths", "Bytes of weights and tables", "Loss", "Tensors at bits"), rows)
 
 
 def _levels(results: Results, quant: QuantParams, methods: Mapping[str, Mapping[str, Any]]) -> str:
@@ -341,16 +324,16 @@ def _levels(results: Results, quant: QuantParams, methods: Mapping[str, Mapping[
         "Values that a tensor may take, per scale, where the width of its kind holds (quant.overrides and quant.preset give "
         "single tensors other widths)."
     )
-    return _table("Levels", caption, ("Method", "Weights", "Tables", "Activations"), rows)
+    return markup.table("Levels", caption, ("Method", "Weights", "Tables", "Activations"), rows)
 
 
 def _card(variant: Variant) -> str:
     rows = [
-        f'<tr><th scope="row">{escape(str(key).replace("_", " "))}</th><td>{escape(_plain(value))}</td></tr>'
+        markup.row([str(key).replace("_", " "), _plain(value)])
         for key, value in [*variant.card.items(), ("short hash", variant.metrics["card"])]
     ]
     caption = "The protocol card: numbers from two studies compare only where all of this is the same."
-    table = _table("Protocol card", caption, ("", "Protocol"), rows)
+    table = markup.table("Protocol card", caption, ("", "Protocol"), rows)
     return table.replace('class="scroll"', 'class="scroll card"', 1)
 
 

@@ -22,7 +22,7 @@ from sasrec.report import widths as grid
 from sasrec.report.scale import scale_table
 from sasrec.report.shapes import shapes
 from sasrec.report.speed import speed
-from sasrec.report.tables import percent_text, size_text
+from sasrec.report.tables import MINUS, percent_text, size_text
 
 DOCUMENTS = (Path("README.md"), Path("metrics/reference/README.md"))
 TABLE = re.compile(r"(<!-- (table|widths|choices|short|beside): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -230,9 +230,9 @@ def beside(path: Path, document: Path) -> str:
         cells = [
             "full precision" if name == "control" else name,
             _figure(theirs),
-            "" if change is None else percent_text(change, grid.MINUS),
+            "" if change is None else percent_text(change, MINUS),
             f"{own['sampled_ndcg@10']:.4f}",
-            "" if name == "control" else percent_text(100 * (own["sampled_ndcg@10"] / full - 1), grid.MINUS),
+            "" if name == "control" else percent_text(100 * (own["sampled_ndcg@10"] / full - 1), MINUS),
             "" if row is None else _change(row),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -9,6 +9,7 @@ from typing import Any
 
 from sasrec.errors import UserError
 from sasrec.files import read_json
+from sasrec.report import markup
 
 # Column of plots/benchmark/<variant>.csv and how the table heads it; a column that was not measured stays empty.
 TIMES = {
@@ -46,20 +47,6 @@ def _described(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path} is not what evaluate writes; delete it and run `dvc repro`") from None
 
 
-def _table(label: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Scrolls inside its own box. The first cell of a row is its head."""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for first, *cells in rows
-    )
-    return (
-        f'<div class="scroll" style="margin: 1rem 0" role="region" tabindex="0" aria-label="{escape(label)}">\n<table>\n'
-        f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n"
-        "</tbody>\n</table>\n</div>"
-    )
-
-
 def _latencies(measured: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     shown = [name for name in TIMES if any(row.get(name) for rows in measured.values() for row in rows)]
     rows = [
@@ -71,7 +58,9 @@ def _latencies(measured: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
         "beside them the same network in full precision, from histories to the ten best, by torch and by onnxruntime, and what "
         f"onnxruntime's own quantization makes of it. Threads: {_each(measured, 'threads')}. Processor: {processors}."
     )
-    return _table("Latencies", caption, ("Variant", "Batch", *(TIMES[name] for name in shown)), rows)
+    return markup.table(
+        "Latencies", caption, ("Variant", "Batch", *(TIMES[name] for name in shown)), [markup.row(cells) for cells in rows]
+    )
 
 
 def _each(measured: Mapping[str, Sequence[Mapping[str, str]]], column: str) -> str:
@@ -89,7 +78,9 @@ def _processes(measured: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
         "A new process that loads the model, checks every hash and answers once: time to load, and memory then, with "
         "Python, numpy and onnxruntime."
     )
-    return _table("Processes", caption, ("Variant", "Bytes on disk", "Load ms", "Resident MB"), rows)
+    return markup.table(
+        "Processes", caption, ("Variant", "Bytes on disk", "Load ms", "Resident MB"), [markup.row(cells) for cells in rows]
+    )
 
 
 def _is_quantized(entries: Iterable[Mapping[str, Any]]) -> bool:
@@ -115,7 +106,12 @@ def _tensors(variant: str, described: Mapping[str, Any]) -> str:
         "Bits as stored; in what its matrix products are computed, and what they are summed in. int8 with int32: products of "
         "integers. A table that is only looked up is computed in float32."
     )
-    table = _table(f"Tensors of {variant}", caption, ("Tensor", "Bits", "Shape", "Computed", "Summed", "Bytes"), rows)
+    table = markup.table(
+        f"Tensors of {variant}",
+        caption,
+        ("Tensor", "Bits", "Shape", "Computed", "Summed", "Bytes"),
+        [markup.row(cells) for cells in rows],
+    )
     return (
         f"<details>\n<summary>{escape(variant)}: {len(rows)} stored tensors, one by one</summary>\n"
         f'<p class="note">{escape(text)}</p>\n{table}\n</details>'

@@ -9,6 +9,8 @@ from sasrec.report.results import Comparison, Results
 
 Row = Mapping[str, Any]
 
+MINUS = "−"
+
 # Columns of the summary that are not in metrics/<variant>.json: the comparison with the variant's reference.
 COMPARED = (
     "reference", "difference", "difference_low", "difference_high", "relative_percent",
@@ -52,6 +54,11 @@ def size_text(size: float) -> str:
             value = size / scale
             return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
     return f"{size:.0f} B"
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def percent_text(value: float | None, minus: str = "-") -> str:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sasrec.report.tables import percent_text, size_text
+from sasrec.report.tables import MINUS, listed, percent_text, size_text
 
-MINUS = "−"
 LINES = {
     "all": "every tensor", "activations8": "activations at 8 bits", "paper": "tables at 8 bits",
     "tables": "tables alone, the rest at 8 bits",
@@ -186,10 +185,6 @@ def change_text(point: Point) -> str:
     """−1.2 % (−2.0 to −0.4)"""
     change, low, high = (percent_text(value, MINUS) for value in (point.change, point.change_low, point.change_high))
     return f"{change} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
-
-
-def listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def choice_sentence(widths: Widths, choice: Mapping[str, Any]) -> str:

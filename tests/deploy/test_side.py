@@ -185,6 +185,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ratings": [5, 4, [3], 2]}, "ratings[2] must be a number or null, not [3]"),
     ({"ratings": [5, 4, NAN, 2]}, "ratings[2] must be a number of usual size, not nan"),
     ({"times": [1, 2, 3, 10**30]}, "times[3] must be a number of usual size, not 1000000000"),
+    ({"times": [1, 2, 3, 978_300_000_000]}, "times[3] is 978300000000; give seconds since 1970"),
     ({"times": [5, None, 4, 6]}, "times must not fall: the history is oldest first"),
 ]
 

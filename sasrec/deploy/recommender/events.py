@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 # What it may be, and as what the encoder takes it; nan where it is not known.
 KNOWN = {"ratings": np.float32, "times": np.float64}
-# Seconds that a float64 holds exactly, with their differences.
-LATEST = 2**52
+# Beyond it ratings are none.
+LARGEST = 2**52
+# Of times, the year 5138: today in milliseconds is beyond it, and would make every gap a thousand times as long.
+LATEST = 10**11
 
 
 def numbers(name: str, values: Any, length: int) -> NDArray[np.float64]:
@@ -26,8 +28,10 @@ def numbers(name: str, values: Any, length: int) -> NDArray[np.float64]:
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             raise TypeError(f"{name}[{i}] must be a number or null, not {value!r}")
         # Compared before it is made a float, which a number of many digits cannot be.
-        if not -LATEST < value < LATEST:
+        if not -LARGEST < value < LARGEST:
             raise ValueError(f"{name}[{i}] must be a number of usual size, not {str(value)[:30]}")
+        if name == "times" and value >= LATEST:
+            raise ValueError(f"times[{i}] is {value}; give seconds since 1970, of which this is beyond the year 5000")
         result[i] = value
     if name == "times":
         result = np.floor(result)
