@@ -32,6 +32,7 @@ class DatasetParams:
     sha256: str | None = None
     format: str | None = None
     separator: str | None = None
+    quotes: bool = True
     times: Literal["comparable", "order"] | None = None
     category_separator: str | None = None
     columns: Columns = field(default_factory=Columns)

@@ -98,8 +98,9 @@ def _number(name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def header(path: Path, columns: Columns, separator: str | None) -> tuple[str, list[str]]:
-    """Separator and column names of a delimited file; the separator is found from the ending and the header if None."""
+def header(path: Path, columns: Columns, separator: str | None, quotes: bool = True) -> tuple[str, list[str]]:
+    """Separator and column names of a delimited file; the separator is found from the ending and the header if None. quotes:
+    whether a name may stand in quotes, which are no part of it."""
     with open_text(path) as file:
         line = file.readline(1 << 20)
         filled = bool(line.strip()) or any(other.strip() for other in file)
@@ -111,7 +112,8 @@ def header(path: Path, columns: Columns, separator: str | None) -> tuple[str, li
         raise UserError(f"{path}, line 1: blank; it has to name the columns; remove the blank lines before the header")
 
     def split(by: str) -> list[str]:
-        return next(csv.reader([line.rstrip("\r\n")], delimiter=by))
+        text = line.rstrip("\r\n")
+        return next(csv.reader([text], delimiter=by)) if quotes else text.split(by)
 
     if separator is not None:
         separator = WORDS.get(separator, separator)

@@ -15,8 +15,14 @@ from sasrec.errors import UserError
 SHOWN = 80  # characters of a bad line that are quoted
 
 LONGEST = 1 << 24  # characters of a field: more than pyarrow reads, so that nothing it reads is refused here
-SWALLOWED = "a quote at the start of a field is closed only lines later, with whole rows between; close it, or write it twice"
-UNESCAPED = "text follows the quote that closes a field; write each quote within a field twice, and the field in quotes"
+SWALLOWED = (
+    "a quote at the start of a field is closed only lines later, with whole rows between; close it, write it twice, or set "
+    "dataset.quotes to false if quotes are letters like any other here"
+)
+UNESCAPED = (
+    "text follows the quote that closes a field; write each quote within a field twice, and the field in quotes, or set "
+    "dataset.quotes to false if quotes are letters like any other here"
+)
 NO_NUMBER = "the {what} is not a number"
 DECIMAL_COMMA = "the {what} has a comma in place of a point; write 3.5 for 3,5"
 NO_RATING = f"{NO_NUMBER}; if this column is none of numbers, set dataset.columns.rating to null"

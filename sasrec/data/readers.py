@@ -40,7 +40,7 @@ def movielens_tab(path: Path, params: DatasetParams, scratch: Path | None) -> Ta
 
 def movielens_csv(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """userId,movieId,rating,timestamp with that header, as in the newer MovieLens sets."""
-    return _named(path, Columns("userId", "movieId", "timestamp", "rating", None), ",", scratch, own=False)
+    return _named(path, params, Columns("userId", "movieId", "timestamp", "rating", None), ",", scratch, own=False)
 
 
 def amazon_2014(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
@@ -50,7 +50,7 @@ def amazon_2014(path: Path, params: DatasetParams, scratch: Path | None) -> Tabl
 
 def amazon_2023_csv(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """user_id,parent_asin,rating,timestamp with that header, timestamps in milliseconds."""
-    return _named(path, amazon_2023(params.columns), ",", scratch, own=False)
+    return _named(path, params, amazon_2023(params.columns), ",", scratch, own=False)
 
 
 def amazon_2023_jsonl(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
@@ -73,7 +73,7 @@ def sequences(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
 
 def table(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """The user's own csv or tsv with a header."""
-    return _named(path, params.columns, params.separator, scratch, category_separator=params.category_separator)
+    return _named(path, params, params.columns, params.separator, scratch)
 
 
 def parquet(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
@@ -87,15 +87,12 @@ def jsonl(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
 
 
 def _named(
-    path: Path,
-    columns: Columns,
-    separator: str | None,
-    scratch: Path | None,
-    own: bool = True,
-    category_separator: str | None = None,
+    path: Path, params: DatasetParams, columns: Columns, separator: str | None, scratch: Path | None, own: bool = True
 ) -> Table:
-    by, names = header(path, columns, separator)
-    layout = Layout(by, len(names), find(columns, names, path, own, text=True), True, True, category_separator)
+    """own: whether names and separator are the user's, not those of a known format."""
+    by, names = header(path, columns, separator, params.quotes)
+    found = find(columns, names, path, own, text=True)
+    layout = Layout(by, len(names), found, True, params.quotes, params.category_separator if own else None)
     return delimited.read(path, layout, scratch)
 
 

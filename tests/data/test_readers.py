@@ -122,6 +122,15 @@ def test_quotes_are_letters_where_no_field_begins_with_them_and_are_written_twic
     assert as_rows(read(path, "table")) == [("u", item, None, None), ("v", "b", None, None)]
 
 
+def test_quotes_can_be_letters_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('"user"\titem\nu\t"A" side\nv\t"open\nw\t"a"\n')
+    plain = DatasetParams(name="file", quotes=False, columns=Columns(user='"user"'))
+    assert as_rows(read(path, "table", plain)) == [
+        (user, item, None, None) for user, item in zip("uvw", ('"A" side', '"open', '"a"'), strict=True)
+    ]
+
+
 @given(st.text('a" ,\n', max_size=12), st.lists(st.integers(1, 3), min_size=12, max_size=12))
 def test_odd_quotes_are_seen_wherever_a_block_ends(text: str, sizes: list[int]) -> None:
     def odd(*blocks: int) -> bool:
