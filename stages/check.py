@@ -12,7 +12,7 @@ from dvc.lock import LockError, make_lock
 from sasrec.config import Study
 from sasrec.data.catalogue import format_of
 from sasrec.errors import UserError
-from sasrec.quant.attach import load_method
+from sasrec.quant.attach import load_method, quantizes
 from sasrec.quant.schedule import epochs_of, phases
 from stages.common import run
 
@@ -49,7 +49,7 @@ def main(study: Study) -> None:
     for name, options in study.methods.items():
         load_method(name, options)
     methods = [load_method(method, study.methods.get(method))[0] for method in study.quantized]
-    trains = any(method.TRAINS and getattr(method, "QUANTIZES", True) for method in methods)
+    trains = any(method.TRAINS and quantizes(method) for method in methods)
     if trains and (study.quant.delay_epochs or study.quant.progressive):
         phases(study.quant, epochs_of(study.quant, study.of_model(study.quant.model)[1]))
     print("params.yaml is in order")

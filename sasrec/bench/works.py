@@ -15,7 +15,7 @@ from sasrec.config import QuantParams
 from sasrec.data.sequences import Sequences
 from sasrec.evaluation import model_scorer, rank
 from sasrec.models.sasrec import SASRec
-from sasrec.quant.attach import attach, calibrate, load_method, own_training
+from sasrec.quant.attach import attach, calibrate, load_method, own_training, quantizes
 from sasrec.quant.calibration import calibration
 from sasrec.training import Extras, Trainer
 
@@ -34,7 +34,7 @@ class Methods:
         """Those that train with the quantizers in place, or those that start from a trained model and do not. `control` and
         `fp16` add nothing to full precision."""
         modules = {name: load_method(name, self.options.get(name))[0] for name in self.names}
-        return [name for name, module in modules.items() if getattr(module, "QUANTIZES", True) and module.TRAINS is trains]
+        return [name for name, module in modules.items() if quantizes(module) and module.TRAINS is trains]
 
 
 def plain_data(store: Sequences) -> Data:

@@ -57,6 +57,11 @@ def load_method(name: str, options: Any, where: str | None = None) -> tuple[Any,
     return module, from_mapping(module.Options, options, where or f"methods.{name}")
 
 
+def quantizes(method: Any) -> bool:
+    """Whether a method puts quantizers on the model."""
+    return bool(getattr(method, "QUANTIZES", True))
+
+
 def width(place: Place, params: QuantParams) -> int:
     """Bits of the tensor at `place`: its override, else what `quant.preset` says of it, else the width of its kind, else
     `quant.bits`.
@@ -88,7 +93,7 @@ def build(model: nn.Module, params: QuantParams, method: Any, options: Any) -> d
     Raises UserError for an override of a tensor that the model does not have, or of a weight or an activation below 2 bits.
     """
     all_taps = taps(model)
-    if not getattr(method, "QUANTIZES", True):
+    if not quantizes(method):
         return {}
     overrides.check(model, params.overrides)
     built = {}

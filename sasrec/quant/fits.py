@@ -6,7 +6,7 @@ from typing import Any
 from sasrec.config import QuantParams, TrainParams
 from sasrec.models.registry import Model, untrained
 from sasrec.quant import sensitivity
-from sasrec.quant.attach import load_method
+from sasrec.quant.attach import load_method, quantizes
 from sasrec.quant.schedule import built, epochs_of
 
 
@@ -22,7 +22,7 @@ def check(model: Model, quant: QuantParams, train: TrainParams, method: str, opt
         module.check(model, quant, chosen)
     if (after := getattr(chosen, "after", None)) is not None:
         check(model, quant, train, after, chosen.after_options)
-    if not getattr(module, "QUANTIZES", True):
+    if not quantizes(module):
         return
     sensitivity.check(model, quant)
     if quant.preset == "source":

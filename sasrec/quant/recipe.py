@@ -15,7 +15,7 @@ from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained, with_dropout
 from sasrec.next_item import NextItem
 from sasrec.quant import fits, rates
-from sasrec.quant.attach import load_method
+from sasrec.quant.attach import load_method, quantizes
 from sasrec.quant.calibration import calibration
 from sasrec.quant.centring import centre
 from sasrec.quant.schedule import Schedule, epochs_of
@@ -122,7 +122,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
             final_dropout=None,
         )
     histories = _histories(run, model)
-    if getattr(module, "QUANTIZES", True):
+    if quantizes(module):
         if quant.centre and not scratch and quant.preset != "source":
             centre(model, histories)
         quant = mixed(model, run.store, quant, histories, run.log)

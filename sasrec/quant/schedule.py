@@ -59,8 +59,7 @@ def built(
 ) -> tuple[list[Phase], list[dict[str, Quantizer]]]:
     """The phases of a run of `method`, and for each the quantizers, by the tap's name, which are not in place yet. epochs: of
     the whole run; 0 for a method that does not train. Raises UserError where the model or the epochs do not suit."""
-    quantizes = getattr(method, "QUANTIZES", True)
-    plan = phases(quant, epochs) if quantizes and method.TRAINS and epochs else [Phase(0, 1)]
+    plan = phases(quant, epochs) if attach.quantizes(method) and method.TRAINS and epochs else [Phase(0, 1)]
     return plan, [
         {}
         if phase.least == attach.FULL_PRECISION
