@@ -164,13 +164,6 @@ def test_a_block_is_the_published_formula(block: str, output: bool) -> None:
     torch.testing.assert_close(model.encode(histories), plain_block(model, x), atol=1e-5, rtol=1e-5)
 
 
-def test_the_last_item_always_has_the_last_position() -> None:
-    model = build()
-    with torch.no_grad():
-        model.position_table.weight[:-1] = 1e6  # type: ignore[union-attr]
-    assert model.encode(torch.tensor([[7]])).abs().max() < 1e3
-
-
 def test_the_first_item_always_has_the_first_position_when_counted_from_the_left() -> None:
     """The embedding of every real token is what is looked up by hand; no other position is ever touched."""
     model = build(position="left", blocks=1, block="pre_norm", final_norm=False)

@@ -197,7 +197,7 @@ def test_popular_candidates_follow_the_counts(rounds: int, monkeypatch: pytest.M
     assert statistic < 11 + 5 * np.sqrt(2 * 11)
 
 
-@pytest.mark.parametrize("n_items", [12, 40])
+@pytest.mark.parametrize("n_items", [9, 12, 40])
 def test_candidates_are_uniform(n_items: int) -> None:
     """Both ways of drawing (shuffling where few are left, rejection elsewhere) choose every unseen item alike."""
     users, count = 20_000, 5
