@@ -13,6 +13,7 @@ from sasrec.quant.grid import Grid, is_uniform, nearest, nearest_table
 from sasrec.quant.quantizer import SMALLEST_SCALE, Quantizer, by_row, inner, inside, least_squares, row_sum
 
 TRAINS = True
+SHIFTED = ("weight",)
 # Of `methods.apot.lr`, where it is empty, by the width of each tensor.
 RATES = {1: 0.03, 3: 0.001, 6: 0.0001}
 

@@ -1,7 +1,7 @@
 """Puts quantizers on the taps of a model, calibrates them, and freezes what they learned."""
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Method(Protocol):
     """What a module `sasrec/quant/<method>.py` provides. Where it differs from most, also
 
     - `QUANTIZES = False`: it puts no quantizers on the model, and `build` is not asked;
+    - `SHIFTED`: kinds of tensors whose rows have a shift beside their scale, which takes as many bytes;
     - `RATES`, where Options has an `lr` that may be None: that of a quantizer's parameters by its width (`quant.rates`);
     - `binary(place, bits, per_row, options)`: its own way for 1 bit;
     - `check(model, quant, options)`, which raises UserError: not every model or recipe suits;
@@ -60,6 +61,12 @@ def load_method(name: str, options: Any, where: str | None = None) -> tuple[Any,
 def quantizes(method: Any) -> bool:
     """Whether a method puts quantizers on the model."""
     return bool(getattr(method, "QUANTIZES", True))
+
+
+def shifted(method: Any) -> Collection[str]:
+    """Kinds of tensors whose rows have a shift beside their scale."""
+    kinds: Collection[str] = getattr(method, "SHIFTED", ())
+    return kinds
 
 
 def width(place: Place, params: QuantParams) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from sasrec.config import QuantParams, TrainParams
 from sasrec.models.registry import Model, untrained
 from sasrec.quant import sensitivity
-from sasrec.quant.attach import load_method, quantizes
+from sasrec.quant.attach import load_method, quantizes, shifted
 from sasrec.quant.schedule import built, epochs_of
 
 
@@ -24,7 +24,7 @@ def check(model: Model, quant: QuantParams, train: TrainParams, method: str, opt
         check(model, quant, train, after, chosen.after_options)
     if not quantizes(module):
         return
-    sensitivity.check(model, quant)
+    sensitivity.check(model, quant, shifted(module))
     if quant.preset == "source":
         model, quant = untrained(model, tied=False), replace(quant, init="scratch")
     built(model, quant, module, chosen, epochs_of(quant, train) if module.TRAINS else 0)

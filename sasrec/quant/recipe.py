@@ -15,7 +15,7 @@ from sasrec.models.events import Histories
 from sasrec.models.registry import Model, untrained, with_dropout
 from sasrec.next_item import NextItem
 from sasrec.quant import fits, rates
-from sasrec.quant.attach import load_method, quantizes
+from sasrec.quant.attach import load_method, quantizes, shifted
 from sasrec.quant.calibration import calibration
 from sasrec.quant.centring import centre
 from sasrec.quant.schedule import Schedule, epochs_of
@@ -125,7 +125,7 @@ def trained(run: Run, model: Model, method: str, options: Any, teacher: Model | 
     if quantizes(module):
         if quant.centre and not scratch and quant.preset != "source":
             centre(model, histories)
-        quant = mixed(model, run.store, quant, histories, run.log)
+        quant = mixed(model, run.store, quant, histories, run.log, shifted(module))
     if not module.TRAINS:
         train = replace(train, epochs=0)
     schedule = Schedule(model, quant, module, chosen, histories, train.epochs)

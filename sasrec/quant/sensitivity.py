@@ -1,6 +1,6 @@
 """What rounding each tensor alone does to the validation loss, and mixed widths chosen from it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,10 +92,12 @@ def measure(
     widths: Sequence[int],
     kinds: Sequence[str] = ("table", "weight", "activation"),
     given: Mapping[str, int] | None = None,
+    shifted: Collection[str] = (),
 ) -> tuple[float, list[Cost]]:
     """The full-precision model's validation loss, and the cost of every tensor of those kinds at each width: each alone is
     rounded to the nearest, the rest stays in full precision. histories: what activations are calibrated on. given: widths of
-    tensors that have no others (32: full precision). The model must not have quantizers, and has none after."""
+    tensors that have no others (32: full precision). shifted: as `size_of`. The model must not have quantizers, and has none
+    after."""
     full = validation.loss(model)
     weights = tensors(model)
     found = []
@@ -113,7 +115,7 @@ def measure(
             if tap.kind == "activation" and bits < 2:
                 continue
             stop_if_orphaned()
-            size = size_of(tap, bits, quant, tap in own)
+            size = size_of(tap, bits, quant, tap in own, shifted)
             if bits == attach.FULL_PRECISION:
                 found.append(Cost(name, tap.kind, bits, size, 0.0))
                 continue
@@ -127,11 +129,12 @@ def measure(
     return full, found
 
 
-def stored_bytes(rows: int, features: int, bits: int, per_row: bool, large: bool = False) -> int:
+def stored_bytes(rows: int, features: int, bits: int, per_row: bool, large: bool = False, shifted: bool = False) -> int:
     """Packed codes and scales of a weight or table, as an exported model has them; 0 for an activation, which has no rows.
-    large: whether it is a table with a file of its own, where a scale by row takes 16 bits, elsewhere 32."""
+    large: whether it is a table with a file of its own, where a scale by row takes 16 bits, elsewhere 32. shifted: whether a
+    shift stands beside each scale."""
     scales = (2 if large else 4) * rows if per_row else 4 * (rows > 0)
-    return (rows * features * bits + 7) // 8 + scales
+    return (rows * features * bits + 7) // 8 + scales * (2 if shifted else 1)
 
 
 def of_own_file(model: Any) -> set[Tap]:
@@ -139,21 +142,23 @@ def of_own_file(model: Any) -> set[Tap]:
     return {table.weight_tap for table in (*model.item_tables, *(part.table for part in model.scoring_parts))}
 
 
-def size_of(tap: Tap, bits: int, quant: QuantParams, large: bool) -> int:
+def size_of(tap: Tap, bits: int, quant: QuantParams, large: bool, shifted: Collection[str] = ()) -> int:
     """Bytes of the weight or table at `tap` (an activation has none), at so many bits, or in full precision at 32. large: as
-    `stored_bytes`."""
+    `stored_bytes`. shifted: kinds of tensors that have shifts, `SHIFTED` of the method."""
     if bits == attach.FULL_PRECISION:
         return 4 * tap.rows * tap.features
     scales = quant.table if tap.kind == "table" else quant.weights
-    return stored_bytes(tap.rows, tap.features, bits, scales == "per_row", large)
+    return stored_bytes(tap.rows, tap.features, bits, scales == "per_row", large, tap.kind in shifted)
 
 
-def check(model: Any, quant: QuantParams) -> None:
-    """Raise UserError where no widths bring the weights and tables of `model` within `quant.budget_kb`."""
+def check(model: Any, quant: QuantParams, shifted: Collection[str] = ()) -> None:
+    """Raise UserError where no widths bring the weights and tables of `model` within `quant.budget_kb`. shifted: as
+    `size_of`."""
     if quant.budget_kb is None:
         return
     own = of_own_file(model)
-    least = sum(size_of(tap, quant.overrides.get(name, WIDTHS[0]), quant, tap in own) for name, tap in taps(model).items())
+    narrowest = {name: quant.overrides.get(name, WIDTHS[0]) for name in taps(model)}
+    least = sum(size_of(tap, narrowest[name], quant, tap in own, shifted) for name, tap in taps(model).items())
     if least > 1000 * quant.budget_kb:
         raise UserError(
             f"params.yaml: quant.budget_kb: {quant.budget_kb:g} kB do not hold the weights and tables of this model; "
@@ -181,19 +186,24 @@ def front(costs: Sequence[Cost]) -> list[tuple[int, float, dict[str, int]]]:
 
 
 def mixed(
-    model: Any, store: Any, quant: QuantParams, histories: Sequence[Histories], log: Callable[[str], None] = print
+    model: Any,
+    store: Any,
+    quant: QuantParams,
+    histories: Sequence[Histories],
+    log: Callable[[str], None] = print,
+    shifted: Collection[str] = (),
 ) -> QuantParams:
     """`quant` with the widths of weights and tables that `quant.budget_kb` or `quant.max_drop` asks for, as overrides; as it
-    is where neither is set. Widths that `quant.overrides` gives stay.
+    is where neither is set. Widths that `quant.overrides` gives stay. shifted: as `size_of`.
 
     Raises UserError where no assignment fits; the error says what the least is.
     """
     if quant.budget_kb is None and quant.max_drop is None:
         return quant
-    check(model, quant)
+    check(model, quant, shifted)
     device = next(model.parameters()).device
     validation = Validation(store, model.params.max_len, device, asked=asked_by(model))
-    full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"), quant.overrides)
+    full, costs = measure(model, validation, quant, histories, WIDTHS, ("table", "weight"), quant.overrides, shifted)
     found = front(costs)
     if quant.budget_kb is not None:
         chosen = [each for each in found if each[0] <= 1000 * quant.budget_kb][-1]

@@ -149,7 +149,7 @@ def test_means_are_taken_out_before_widths_are_chosen(run: Run, trained: SASRec,
     """`quant.centre`: what `quant.budget_kb` is judged on is the model that is quantized."""
     seen: list[float] = []
 
-    def record(model: SASRec, store: Any, quant: QuantParams, histories: Any, log: Any) -> QuantParams:
+    def record(model: SASRec, store: Any, quant: QuantParams, histories: Any, *_: Any) -> QuantParams:
         with torch.no_grad():
             inputs = inputs_of(model, [name := "blocks.0.feed_forward.inner"], histories)[name]
         seen.append(float(inputs.mean(0).abs().max()))

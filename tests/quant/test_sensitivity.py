@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,19 @@ from sasrec.models.taps import taps
 from sasrec.quant import attach
 from sasrec.quant.budgets import assignments
 from sasrec.quant.frozen import tensors
-from sasrec.quant.sensitivity import WIDTHS, Cost, Validation, front, joint_rise, measure, mixed, smallest_within, stored_bytes
+from sasrec.quant.sensitivity import (
+    WIDTHS,
+    Cost,
+    Validation,
+    front,
+    joint_rise,
+    measure,
+    mixed,
+    of_own_file,
+    size_of,
+    smallest_within,
+    stored_bytes,
+)  # fmt: skip
 from sasrec.training import Trainer
 from tests.conftest import SmallStore
 
@@ -94,6 +106,7 @@ def test_sizes() -> None:
     assert stored_bytes(3, 5, 3, True, large=True) == 6 + 6
     assert stored_bytes(3, 5, 3, False) == stored_bytes(3, 5, 3, False, large=True) == 6 + 4
     assert stored_bytes(0, 64, 4, False) == 0
+    assert stored_bytes(3, 5, 3, True, shifted=True) == 6 + 24 and stored_bytes(3, 5, 3, False, shifted=True) == 6 + 8
 
 
 def bytes_of(quant: QuantParams, model: SASRec) -> int:
@@ -109,6 +122,28 @@ def test_budget(store: SmallStore, trained: SASRec, budget: float) -> None:
     quant = mixed(trained, store, dataclasses.replace(QUANT, budget_kb=budget), HISTORIES, lambda line: None)
     assert 0.8 * 1000 * budget < bytes_of(quant, trained) <= 1000 * budget
     assert len(set(quant.overrides.values())) > 1 and not attach.quantizers(trained)
+
+
+@pytest.mark.parametrize("method", ["ptq", "lsq", "dorefa", "pact", "apot", "adaround"])
+@pytest.mark.parametrize("weights", ["per_row", "per_tensor"])
+def test_a_budget_holds_for_what_is_exported(
+    store: SmallStore, trained: SASRec, tmp_path: Path, method: str, weights: Literal["per_row", "per_tensor"]
+) -> None:
+    """Weights by apot have a shift beside each scale."""
+    module, options = attach.load_method(method, None)
+    quant = dataclasses.replace(QUANT, budget_kb=2.5, weights=weights)
+    quant = mixed(trained, store, quant, HISTORIES, lambda line: None, attach.shifted(module))
+    own, live = of_own_file(trained), taps(trained)
+    expected = sum(
+        size_of(tap, quant.overrides.get(name, 8), quant, tap in own, attach.shifted(module)) for name, tap in live.items()
+    )
+    attach.attach(trained, quant, module, options)
+    attach.calibrate(trained, HISTORIES)
+    frozen = attach.freeze(trained)
+    attach.place(trained, {})
+    items = [Item(str(item)) for item in range(trained.item_table.weight.shape[0] - 1)]
+    written = export(tmp_path / "model", trained, frozen, items, {})
+    assert written.embedding_bytes + written.weight_bytes == expected <= 2500
 
 
 def test_drop(store: SmallStore, trained: SASRec, validation: Validation) -> None:
