@@ -25,7 +25,7 @@ from sasrec.evaluation import model_scorer, rank
 from sasrec.files import atomic_folder, read_json, write_json
 from sasrec.mapping import from_mapping
 from sasrec.measurements import replace_rows
-from sasrec.merged import of_control, widths_apart
+from sasrec.merged import changes, of_control, widths_apart
 from sasrec.metrics import Floats
 from sasrec.models.events import asked_by
 from sasrec.process import run_once
@@ -41,7 +41,9 @@ KEPT = Path("data/ablation")
 # What a row is a measurement of. epochs, lr: of the recipe; recipe: what else of it is not as it is by default.
 KEYS = ("data", "bits", "preset", "method", "epochs", "lr", "recipe", "seed", "choice")
 # Settings of section quant that another column tells.
-TOLD = {"bits", "weight_bits", "activation_bits", "embedding_bits", "preset", "model", "epochs", "lr"}
+TOLD = {
+    f"quant.{name}" for name in ("bits", "weight_bits", "activation_bits", "embedding_bits", "preset", "model", "epochs", "lr")
+}
 COLUMNS = (
     *KEYS, "validation_loss", "validation_ndcg@10", "ndcg@10", "of_recipe_%", "of_recipe_low_%", "of_recipe_high_%",
     "of_control_%", "of_control_low_%", "of_control_high_%",
@@ -142,13 +144,12 @@ def training_of(study: Study) -> tuple[str, str]:
 
 def recipe_of(study: Study, method: str) -> str:
     """What else of the recipe differs from the defaults, as the KEY=VALUE that would change it, or nothing."""
-    plain = QuantParams()
-    values = {
-        f"quant.{name}": value for name, value in vars(study.quant).items() if name not in TOLD and value != vars(plain)[name]
-    }
     _, options = load_method(method, study.methods.get(method))
-    usual = dataclasses.asdict(type(options)())
-    values |= {f"methods.{method}.{name}": value for name, value in dataclasses.asdict(options).items() if value != usual[name]}
+    usual, own = (
+        {"quant": dataclasses.asdict(quant), "methods": {method: dataclasses.asdict(chosen)}}
+        for quant, chosen in ((QuantParams(), type(options)()), (study.quant, options))
+    )
+    values = {name: value for name, value in changes(usual, own)["set"].items() if name not in TOLD}
     return " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
 
 
