@@ -10,7 +10,7 @@ import numpy as np
 
 from sasrec import metrics
 from sasrec.config import BASELINES, EvaluateParams
-from sasrec.merged import PROTOCOLS, VALUES, Facts, Grid, Run
+from sasrec.merged import KEPT_PROTOCOLS, VALUES, Facts, Grid, Run
 from sasrec.protocol import DIGITS, quality, short_hash
 from sasrec.report.results import BASELINE_SEED, Comparison, Variant, compare
 from sasrec.report.widths import LINES, METHODS, undominated
@@ -40,7 +40,7 @@ def in_order(facts: Mapping[str, Facts]) -> list[str]:
 def flat_values(runs: Mapping[int, Run], params: EvaluateParams, card: Mapping[str, Any]) -> dict[str, Any]:
     """The flat metrics of a variant over all its seeds."""
     ordered = [runs[seed] for seed in sorted(runs)]
-    found = quality({name: np.stack([run.ranks[name] for run in ordered]) for name in PROTOCOLS}, params)
+    found = quality({name: np.stack([run.ranks[name] for run in ordered]) for name in KEPT_PROTOCOLS}, params)
     for key in VALUES:
         values = [run.values[key] for run in ordered]
         mean = None if None in values else float(np.mean(values))

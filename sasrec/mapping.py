@@ -14,13 +14,18 @@ from typing import Any, Literal, TypeVar
 from sasrec.errors import UserError
 
 T = TypeVar("T")
+FEW = 5
 
 
 def unknown(what: str, name: object, known: typing.Iterable[str], where: str = "params.yaml") -> UserError:
-    """The error for a name that nothing knows; names the nearest known one, or all of them."""
+    """The error for a name that nothing knows; names the nearest known one, and all of them where they are few."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
+    hints = [f"did you mean '{near[0]}'?"] if near else []
+    # `gpu` is most like `cpu`: what is nearest may be what was not meant.
+    if not near or len(names) <= FEW:
+        hints.append(f"known: {', '.join(names) or 'none'}")
+    hint = " ".join(hints)
     return UserError(f"{where}: unknown {what} '{name}'; {hint}")
 
 

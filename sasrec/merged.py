@@ -25,7 +25,7 @@ from sasrec.reference import kind_of
 from sasrec.report.results import Kind, from_control, reference
 
 # Ranks among popular candidates are left out: the grid has hundreds of runs, and no figure of it is made of them.
-PROTOCOLS = ("full", "sampled")
+KEPT_PROTOCOLS = ("full", "sampled")
 # What the ranks do not tell of a run.
 VALUES = ("valid_ndcg@10", "coverage@10", "bits", "bytes", "embedding_bytes", "weight_bytes")
 # Of the quantized models of a grid: what other tensors than those of a line have.
@@ -89,7 +89,7 @@ class Grid:
                 self._same_recipe(variant, facts, other.part, run.part)
         if seed in known:
             other = known[seed]
-            for protocol in PROTOCOLS:
+            for protocol in KEPT_PROTOCOLS:
                 if not np.array_equal(other.ranks[protocol], run.ranks[protocol]):
                     what = "is not the same model" if facts.kind != "method" else "comes twice, with different ranks"
                     raise UserError(

@@ -12,7 +12,7 @@ from sasrec.compared import Compared
 from sasrec.config import EvaluateParams
 from sasrec.errors import UserError
 from sasrec.files import atomic_folder, read_json, write_json, write_text
-from sasrec.merged import PROTOCOLS, VALUES, Facts, Grid, Part, Run, changed, changes, control_recipe, facts_of
+from sasrec.merged import KEPT_PROTOCOLS, VALUES, Facts, Grid, Part, Run, changed, changes, control_recipe, facts_of
 from sasrec.reference import ROOT, differences, named, packed, rank_file, same, unpacked
 from sasrec.report.results import BASELINE_SEED
 
@@ -78,7 +78,7 @@ def add(grid: Grid | None, file: Path) -> Grid:
         own, facts = facts_of(grid, variant, content["params"], str(file))
         seeds = (BASELINE_SEED,) if facts.kind == "baseline" else content["params"]["seeds"]
         for seed in seeds:
-            ranks = {protocol: unpacked(rank_file(folder, variant, seed, protocol)) for protocol in PROTOCOLS}
+            ranks = {protocol: unpacked(rank_file(folder, variant, seed, protocol)) for protocol in KEPT_PROTOCOLS}
             curve: tuple[str, ...] = ()
             if facts.kind != "baseline":
                 heading, *curve_rows = (folder / f"{variant}-{seed}.csv").read_text(encoding="utf-8").splitlines()
@@ -110,7 +110,7 @@ def write(name: str, grid: Grid) -> None:
             "test_reads": max(part.test_reads for _, part in parts),
         },
         "published": [],
-        "protocols": PROTOCOLS,
+        "protocols": KEPT_PROTOCOLS,
         "parts": [
             {
                 "name": own, "command": part.command, "params": changes(first.params, part.params),
@@ -186,7 +186,7 @@ def read(name: str) -> Grid:
         facts = Facts(*(runs.get(key) for key in ("kind", "method", "bits", "line", "reference", "model")))
         for i, seed in enumerate(runs["seeds"]):
             values = {key: runs["mean_bits" if key == "bits" else key][i] for key in VALUES}
-            ranks = {protocol: unpacked(rank_file(folder, variant, seed, protocol)) for protocol in PROTOCOLS}
+            ranks = {protocol: unpacked(rank_file(folder, variant, seed, protocol)) for protocol in KEPT_PROTOCOLS}
             run = Run(runs["parts"][i], values, ranks, tuple(curves.get((variant, seed), ())))
             grid.add(variant, facts, seed, run)
     grid.checked()

@@ -95,7 +95,8 @@ def run(main: Callable[..., None], sections: Sequence[str]) -> None:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         # That torch cannot have memory is of no type of its own on a CPU.
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
+        said = ("allocate memory", "out of memory", "size calculation overflowed")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in said):
             raise
         sys.exit(f"error: not enough memory ({error}); use smaller sizes in params.yaml or a machine with more")
     except OSError as error:

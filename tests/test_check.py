@@ -85,6 +85,7 @@ def test_help_says_what_a_stage_takes_and_does(
             "error: not enough memory",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "error: not enough memory"),
+        (RuntimeError("Storage size calculation overflowed with sizes=[99, 99]"), "error: not enough memory"),
         (
             FileNotFoundError(errno.ENOENT, "no", "data/models/x/0/config.json"),
             "config.json does not exist; dvc repro runs the",

@@ -181,6 +181,8 @@ def test_large_whole_numbers_are_taken_as_they_are() -> None:
         ({"quant": {"model": "gsasrecc"}}, "did you mean 'gsasrec'?"),
         ({"per_model": {"sasrec": {"train": {"epoch": 1}}}}, "did you mean 'per_model.sasrec.train.epochs'?"),
         ({"per_model": {"sasrec": {"modle": {}}}}, "did you mean 'per_model.sasrec.model'?"),
+        # The nearest is not what was meant: where there are few, all of them are named.
+        ({"device": "gpu"}, "unknown value of device 'gpu'; did you mean 'cpu'? known: auto, cpu, cuda"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [-1]}, "seeds must be between 0 and"),
         ({"seeds": [1, 1]}, "seeds names one twice: 1, 1"),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 # What it may be, and as what the encoder takes it; nan where it is not known.
 KNOWN = {"ratings": np.float32, "times": np.float64}
-# Beyond it ratings are none.
+# Magnitudes that a float64 holds exactly, with their differences; beyond it is no rating.
 LARGEST = 2**52
 # Of times, the year 5138: today in milliseconds is beyond it, and would make every gap a thousand times as long.
 LATEST = 10**11
