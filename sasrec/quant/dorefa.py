@@ -29,6 +29,8 @@ class Options:
 def quantize_gradient(gradient: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
     """Section 2.5: 2 m [q_k(dr / (2 m) + 1/2 + N(k)) - 1/2], m = max|dr| of each sample, N uniform in +-1/2 / (2^k - 1).
 
+    A sample is a row of the batch, which in packed batches (`train.batching`) holds several histories: what belongs to which
+    is known where attention is computed, not where a gradient is rounded.
     gradient: (batch, ...). generator: None leaves the noise out.
     """
     steps = 2**bits - 1

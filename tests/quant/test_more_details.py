@@ -247,6 +247,23 @@ def test_a_killed_run_is_loaded_into_the_quantizers_that_it_was_saved_with(train
     assert found == [8, 8, 8, 2, 2]
 
 
+def test_no_epoch_of_any_phase_draws_what_another_drew(trained: SASRec) -> None:
+    quant, options = replace(QUANT, bits=2), {"gradient_bits": 4}
+    seeds: dict[tuple[int, ...], list[int]] = {}
+    for progressive in ((), (8,)):
+        model = copy.deepcopy(trained)
+        own = replace(quant, progressive=progressive)
+        schedule = Schedule(model, own, *attach.load_method("dorefa", options), HISTORIES, 4)
+        extras, seeds[progressive] = schedule.extras(0), []
+        for epoch in range(4):
+            extras.on_epoch(epoch, 4)
+            generator = schedule.built[schedule.at(epoch)]["final"].method.generator
+            assert generator is not None
+            seeds[progressive].append(generator.initial_seed())
+    assert len(set(seeds[(8,)])) == 4
+    assert seeds[(8,)][:2] == seeds[()][:2]
+
+
 def test_the_decay_is_of_the_clips_that_compute_now(trained: SASRec) -> None:
     quant, model = replace(QUANT, bits=2, progressive=(8,)), copy.deepcopy(trained)
     schedule = Schedule(model, quant, *attach.load_method("pact", {"decay": 1.0}), HISTORIES, 4)
