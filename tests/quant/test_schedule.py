@@ -77,7 +77,10 @@ def test_a_phase_counts_its_own_epochs_and_is_calibrated_when_it_begins(
                 model.item_table.weight.div_(1.5)
             attach.calibrate(model, histories)
             torch.testing.assert_close(attach.quantizers(model)["embedding"].grid().scale, now)
-    assert found == [[], [(8, 0, 2, 7)], [(8, 1, 2, 7)], [(4, 0, 2, 7)], [(4, 1, 2, 7)]]
+    assert [[call[:3] for call in calls] for calls in found] == [[], [(8, 0, 2)], [(8, 1, 2)], [(4, 0, 2)], [(4, 1, 2)]]
+    # A phase has one seed for all its epochs, and another than the next one.
+    seeds = [calls[0][3] for calls in found[1:]]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
 
 
 def test_the_optimizer_knows_what_every_phase_learns(trained: SASRec) -> None:
