@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from sasrec.config import DatasetParams
+from sasrec.config import Columns, DatasetParams
 from sasrec.errors import UserError
 from sasrec.mapping import unknown
 
@@ -126,7 +126,8 @@ def format_of(params: DatasetParams, file: str) -> str:
         return by_name[0]
     if own is not None:
         return own
-    if by_name:
+    # Who names columns has a file of columns, whatever it is called: `ratings.csv` is a usual name.
+    if by_name and (params.columns == Columns() or by_name[0] != "movielens-csv"):
         return by_name[0]
     if ending(file) in ENDINGS:
         return ENDINGS[ending(file)]

@@ -15,7 +15,7 @@ from sasrec.config import Columns
 from sasrec.data.categories import BadCategory, as_text
 from sasrec.data.collect import Collector, groups
 from sasrec.data.columns import Found, find
-from sasrec.data.explain import LARGEST, PROBLEMS, bad_line, open_text, quote, time_kind
+from sasrec.data.explain import LARGEST, NO_NEED, PROBLEMS, bad_line, open_text, quote, time_kind
 from sasrec.data.spool import CHUNK
 from sasrec.data.table import Numbers, Table, to_numpy
 from sasrec.errors import UserError
@@ -204,7 +204,7 @@ def _ids(path: Path, what: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         raise UserError(f"{path}: the {what} ids are lists; write a row for each interaction, as `explode` of pandas does")
     if pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
-        kind = "fractions" if pa.types.is_floating(column.type) else "truth values"
+        kind = "stored as decimals" if pa.types.is_floating(column.type) else "truth values"
         raise UserError(f"{path}: the {what} ids are {kind} ({column.type}); write them as text or integers")
     return column if pa.types.is_integer(column.type) else column.cast(pa.string())
 
@@ -217,7 +217,7 @@ def _ratings(column: pa.ChunkedArray, begin: int, bad: Callable[[str, int | None
         advice = "if this column is none of numbers, set dataset.columns.rating to null"
         raise bad("rating", None, f"is not a number ({error}; {advice})") from None
     if not np.isfinite(values).all():
-        raise bad("rating", _first(~np.isfinite(values), begin), "is missing or not a finite number")
+        raise bad("rating", _first(~np.isfinite(values), begin), f"is missing or not a finite number; {NO_NEED}")
     if (large := np.abs(values) > LARGEST).any():
         raise bad("rating", _first(large, begin), "is too large, beyond 3.4e38")
     return values.astype(np.float32)

@@ -59,7 +59,10 @@ def find(columns: Columns, names: list[str], path: Path, own: bool = True, text:
             )
         listed = ", ".join(f"'{name}'" for name in stripped[:30])
         if missing:
-            advice = "This is not the format of the data set; set dataset.name to file and dataset.columns to the names"
+            advice = (
+                "This is not the format of the data set; set dataset.name to file, dataset.format to table (or jsonl), and "
+                "dataset.columns to the names"
+            )
             if own:
                 advice = f"Set dataset.columns.{what} to one of them"
                 advice += ", or dataset.separator if these are not single columns" if text else ""

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
-from sasrec.config import DatasetParams
+from sasrec.config import DatasetParams, PrepareParams
 from sasrec.data.explain import quote
 from sasrec.data.source import Source
 from sasrec.data.spool import CHUNK, Array
@@ -17,6 +18,9 @@ NAMED = ("table", "parquet", "jsonl")
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Seconds since 1970 that data of people has: 1979 to 2128.
 USUAL = (3 * 10**8, 5 * 10**9)
+YEAR = 31_556_952  # seconds
+# Share of the rows or users from which on something is said of them, and from how many users on.
+SHARE, FEW = 0.01, 10
 
 
 def notes(dataset: DatasetParams, source: Source, table: Table, times: Numbers | None, unit: str | None) -> list[str]:
@@ -31,7 +35,40 @@ def notes(dataset: DatasetParams, source: Source, table: Table, times: Numbers |
     return [note for note in found if note]
 
 
+def of_rows(stats: dict[str, Any], params: PrepareParams, timed: bool) -> list[str]:
+    """One sentence each, of rows that repeat others or cannot be told apart. stats: what is known of the data (`store`).
+    timed: whether it has times."""
+    copies, rows, users = stats["raw"]["exact_duplicates"], stats["raw"]["interactions"], stats["evaluated"]
+    found = []
+    if timed and params.duplicates == "keep" and _many(copies, rows):
+        found.append(
+            f"{copies} of {rows} rows are the same as others in user, item, time and rating; if these are copies, set "
+            "prepare.duplicates to first"
+        )
+    if users >= FEW and params.split == "leave_one_out" and _many(stats["last_two_tie"], users):
+        found.append(
+            f"the last two events of {stats['last_two_tie']} of {users} users have the same time, so that the order of the "
+            "file decides which of them is for test"
+        )
+    if users >= FEW and _many(stats["repeated_targets"], users):
+        found.append(
+            f"{stats['repeated_targets']} of {users} test targets are items that the user has had before; they are ranked "
+            "among those that the user has not had, but a recommendation leaves them out unless exclude_seen is false; to "
+            "count first times alone set prepare.duplicates to first, to rank all items evaluate.exclude_seen to false"
+        )
+    return found
+
+
+def _many(some: int, of: int) -> bool:
+    return some >= SHARE * of
+
+
 def _of_ids(what: str, ids: Sequence[str]) -> str:
+    if all(own.endswith(".0") for own in ids):
+        return (
+            f"all {what} ids end in .0, such as {quote(ids[0])}, as whole numbers do that were written as decimals; they are "
+            "kept so, and are other ids than those without"
+        )
     spaced = [own for own in ids if own != own.strip()]
     if not spaced:
         return ""
@@ -64,12 +101,15 @@ def _of_units(times: Numbers, unit: str) -> str:
 
 def _of_distances(times: Numbers, unit: str) -> str:
     largest = max(int(chunk.max()) for chunk in _chunks(times))
-    if unit != "s" or not 0 < largest < USUAL[0]:
+    if unit == "s" and 0 < largest < USUAL[0]:
+        said = f"the last time is {largest}, which as seconds since 1970 is {datetime.fromtimestamp(largest, UTC).date()}"
+    elif largest >= USUAL[1] * UNITS[unit]:
+        said = f"the last time, taken as {unit} since 1970, is in the year {1970 + largest // UNITS[unit] // YEAR}"
+    else:
         return ""
-    last = datetime.fromtimestamp(largest, UTC).date()
     return (
-        f"the last time is {largest}, which as seconds since 1970 is {last}: their order counts, but how long ago something "
-        "was may be wrong; write dates as 2010-04-18 or 2010-04-18T15:41:48"
+        f"{said}: their order counts, but how long ago something was may be wrong; write dates as 2010-04-18 or "
+        "2010-04-18T15:41:48"
     )
 
 

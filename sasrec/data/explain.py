@@ -25,7 +25,10 @@ UNESCAPED = (
 )
 NO_NUMBER = "the {what} is not a number"
 DECIMAL_COMMA = "the {what} has a comma in place of a point; write 3.5 for 3,5"
+MISSING = "the {what} is missing"
 NO_RATING = f"{NO_NUMBER}; if this column is none of numbers, set dataset.columns.rating to null"
+NO_NEED = "if ratings are not needed, set dataset.columns.rating to null"
+NOT_UTF8 = "not UTF-8 text (save the file as UTF-8)"
 LARGEST = 3.4028235e38  # of a float32, as which ratings are stored
 TOO_LARGE = "the {what} is too large, beyond 3.4e38"
 
@@ -72,7 +75,7 @@ def rows(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, list[s
 def id_problem(value: str) -> str | None:
     if not value:
         return "the {what} id is empty"
-    return "not UTF-8 text" if any("\udc80" <= letter <= "\udcff" for letter in value) else None
+    return NOT_UTF8 if any("\udc80" <= letter <= "\udcff" for letter in value) else None
 
 
 def number_problem(value: str) -> str | None:
@@ -83,12 +86,12 @@ def number_problem(value: str) -> str | None:
     except ValueError:
         if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", value):
             return DECIMAL_COMMA
-        return "the {what} is missing" if not value.strip() else NO_NUMBER
+        return MISSING if not value.strip() else NO_NUMBER
 
 
 def rating_problem(value: str) -> str | None:
     problem = number_problem(value) or (TOO_LARGE if abs(float(value)) > LARGEST else None)
-    return NO_RATING if problem == NO_NUMBER else problem
+    return {NO_NUMBER: NO_RATING, MISSING: f"{MISSING}; {NO_NEED}"}.get(problem or "", problem)
 
 
 def time_problem(value: str) -> str | None:
@@ -185,7 +188,8 @@ def explain(
             if quoted and swallows(values, separator, columns):
                 return bad_line(path, number, SWALLOWED, line)
             if len(values) != fields:
-                return bad_line(path, number, f"expected {fields} fields between {shown}, found {len(values)}", line)
+                other = " (if the file is of another kind, name it in dataset.format)" if count == 1 else ""
+                return bad_line(path, number, f"expected {fields} fields between {shown}, found {len(values)}{other}", line)
             for what, position in columns:
                 problem = PROBLEMS[what](values[position])
                 if what == "timestamp" and problem is None:
@@ -194,8 +198,8 @@ def explain(
                         problem = f"the {{what}} is {own}, unlike those before"
                 if problem:
                     return bad_line(path, number, problem.format(what=what), line)
-            if id_problem(line.replace(separator, "")) == "not UTF-8 text":
-                return bad_line(path, number, "not UTF-8 text", line)
+            if id_problem(line.replace(separator, "")) == NOT_UTF8:
+                return bad_line(path, number, NOT_UTF8, line)
     except csv.Error as error:
         return UserError(f"{path}: not a readable csv file: {error}; check dataset.separator")
     except (EOFError, gzip.BadGzipFile):

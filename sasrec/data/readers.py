@@ -23,7 +23,12 @@ def read(folder: Path, source: Source, params: DatasetParams, scratch: Path | No
     path = folder / source.file
     if not path.exists():
         raise UserError(f"{path} is missing; run the fetch stage again")
-    table = READERS[source.format](path, params, scratch)
+    try:
+        table = READERS[source.format](path, params, scratch)
+    except UserError as error:
+        # What is mended in the copy is undone by DVC, which takes it from its cache again.
+        copied = source.local and str(error).startswith(str(path))
+        raise UserError(f"{error} ({path} is a copy: mend {source.original} itself)") if copied else error from None
     names, categories = titles.read(folder, source.extras)
     return dataclasses.replace(table, titles=names, categories=categories or table.categories)
 

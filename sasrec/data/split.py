@@ -43,6 +43,22 @@ def split(interactions: Interactions, params: PrepareParams, times: str) -> Spli
     return temporal(interactions.offsets, interactions.timestamps, params)
 
 
+def repeated(items: Numbers, offsets: Array, targets: Array) -> int:
+    """How many targets, (n, 2) as in `Split`, are items that their user has before that place."""
+    places = np.full(len(offsets) - 1, -1, np.int64)
+    places[targets[:, 0]] = targets[:, 1]
+    count = 0
+    for begin, end in user_ranges(offsets, CHUNK):
+        first, lengths = int(offsets[begin]), np.diff(offsets[begin : end + 1])
+        own = np.asarray(items[first : int(offsets[end])])
+        asked = places[begin:end] - first
+        target = np.where(asked >= 0, own[np.maximum(asked, 0)], 0)  # 0 is no item
+        owner = np.repeat(np.arange(end - begin), lengths)
+        before = (own == target[owner]) & (np.arange(len(own)) < asked[owner])
+        count += len(np.unique(owner[before]))
+    return count
+
+
 def leave_one_out(offsets: Array) -> Split:
     """The last item of a user is the test target, the last but one the validation target, the rest is for training;
     users with fewer than 3 interactions train on everything. Raises UserError where nothing is left to train on."""

@@ -9,13 +9,13 @@ import numpy as np
 from sasrec.config import DatasetParams, PrepareParams
 from sasrec.data.arrays import save_array, save_parts
 from sasrec.data.candidates import Unseen
-from sasrec.data.doubts import notes
+from sasrec.data.doubts import notes, of_rows
 from sasrec.data.explain import quote
 from sasrec.data.interactions import Interactions, build, looks_ranked
 from sasrec.data.readers import read
 from sasrec.data.sequences import joined, training_counts
 from sasrec.data.source import Source
-from sasrec.data.split import split
+from sasrec.data.split import repeated, split
 from sasrec.data.spool import CHUNK, Array, Column
 from sasrec.data.table import Numbers, Table
 from sasrec.errors import UserError
@@ -49,7 +49,6 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         save_array(folder / "test.npy", parts.test)
         save_array(folder / "validation.npy", parts.validation)
         unit = _unit(interactions.timestamps)
-        doubts = notes(dataset, source, table, interactions.timestamps, unit)
         unseen = Unseen(items, offsets, n_items, folder)
         asked, asked_before = parts.test[:, 0], parts.validation[:, 0]
         few = {}
@@ -60,7 +59,7 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
         ):
             few[name] = _save_candidates(folder / f"{name}.npy", (len(users), params.candidates), drawn)
         _write_ids(folder, table, interactions)
-        stats = {
+        stats: dict[str, Any] = {
             "dataset": source.name,
             "sha256": source.sha256,
             **interactions.stats,
@@ -71,11 +70,11 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
             "split": parts.facts,
             "evaluated": len(parts.test),
             "cold_targets": int((counts[items[parts.test[:, 1]]] == 0).sum()),
+            "repeated_targets": repeated(items, offsets, parts.test),
             "times": times,
             "times_note": note,
             "time_unit": unit,
             **({"category_note": table.note} if table.note else {}),
-            **({"notes": doubts} if doubts else {}),
             "filter": {
                 "min_user": params.min_user,
                 "min_item": params.min_item,
@@ -84,6 +83,10 @@ def prepare(raw: Path, dataset: DatasetParams, params: PrepareParams, prepared: 
                 "duplicates": params.duplicates,
             },
         }
+        doubts = notes(dataset, source, table, interactions.timestamps, unit)
+        doubts += of_rows(stats, params, interactions.timestamps is not None)
+        if doubts:
+            stats["notes"] = doubts
         write_json(folder / "stats.json", stats)
     return stats
 

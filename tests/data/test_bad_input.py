@@ -64,11 +64,14 @@ def test_ratings_dat(refused: Refused, project: Path, text: str, words: tuple[st
         ("user,item,timestamp\nu,i,1\n\nu,i,soon\n", ("line 4", "timestamp is neither a number nor a date")),
         ("user,item,timestamp\nu,i,2020-01-01\nu,i,7\n", ("line 3", "is a number, unlike those before")),
         ('user,item,timestamp\n"u\nv",i,1\nu,i\n', ("line 4", "expected 3 fields", "found 2")),
-        ("user,item,rating\nu,i,5\nu,j,\n", ("line 3", "rating is missing")),
+        (
+            "user,item,rating\nu,i,5\nu,j,\n",
+            ("line 3", "rating is missing; if ratings are not needed, set dataset.columns.rating to null"),
+        ),
         ("user,item,rating\nu,i,good\n", ("line 2", "rating is not a number", "set dataset.columns.rating to null")),
         ("user;item;rating\nu;i;3,5\n", ("line 2", "rating has a comma in place of a point")),
         ("user,item\nu,i,5\n", ("line 2", "expected 2 fields", "found 3")),
-        (b"user,item\nu,\xff\xfe\n", ("line 2", "not UTF-8")),
+        (b"user,item\nu,\xff\xfe\n", ("line 2", "not UTF-8 text (save the file as UTF-8)")),
         ("user,item,timestamp\nu,i,2020-13-45\n", ("line 2", "timestamp is neither a number nor a date")),
         ("user,item,timestamp\nu,i,1_000\n", ("line 2", "timestamp is neither a number nor a date")),
         ("user,item\nu,i\n".encode("utf-16"), ("line 1", "not UTF-8")),
@@ -191,7 +194,7 @@ def test_parquet(refused: Refused, project: Path) -> None:
         ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "rating is not a number"),
         ({"user": ["a"], "item": ["b"], "rating": ["good"]}, "set dataset.columns.rating to null"),
         ({"user": ["a"], "item": [["b", "c"]]}, "item ids are lists; write a row for each interaction"),
-        ({"user": [1.5], "item": ["b"]}, "user ids are fractions"),
+        ({"user": [1.5], "item": ["b"]}, "user ids are stored as decimals"),
         ({"user": [True], "item": ["b"]}, "user ids are truth values"),
         ({"user": pa.array([], pa.string()), "item": pa.array([], pa.string())}, "is empty"),
     ):
@@ -240,6 +243,23 @@ def test_unknown_names(refused: Refused, project: Path) -> None:
     assert "did you mean 'movielens-dat'?" in message
     assert "unknown key 'dataset.nam'" in refused(dataset={"nam": "sample"})
     assert "prepare.min_usr" in refused(prepare={"min_usr": 5})
+
+
+def test_a_usual_name_of_another_kind_of_file(refused: Refused, project: Path) -> None:
+    """`ratings.csv` is MovieLens' name, and that of many other files."""
+    (project / "ratings.csv").write_text("user,item,timestamp\nu,i,1\n")
+    assert "set dataset.name to file, dataset.format to table" in refused(**own("ratings.csv"))
+    # Who names columns means a file of columns.
+    assert "no column 'who'; found 'user', 'item', 'timestamp'" in refused(**own("ratings.csv", columns={"user": "who"}))
+    (project / "ratings.dat").write_text("1,2,3\n")
+    assert "if the file is of another kind, name it in dataset.format" in refused(**own("ratings.dat"))
+
+
+def test_the_file_to_mend_is_not_the_copy(refused: Refused, project: Path) -> None:
+    (project / "mine.csv").write_text("user,item,timestamp\nu,i,soon\n")
+    message = refused(**own("mine.csv"))
+    assert "data/raw/mine.csv, line 2" in message
+    assert message.rstrip().endswith("(data/raw/mine.csv is a copy: mend mine.csv itself)")
 
 
 def test_everyone_below_the_threshold(refused: Refused, project: Path) -> None:

@@ -72,6 +72,39 @@ def test_times_of_two_units_and_numbers_that_are_no_seconds(notes: Notes, times:
     assert len(found) == 1 and found[0].startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("times", "unit", "year"),
+    [((20110315185817, 20110315185818, 20110315185819), "ms", 2607), (("40617.5", "40617.75", "40618.25"), "s", 3257)],
+)
+def test_numbers_beyond_any_time(notes: Notes, times: tuple[Any, ...], unit: str, year: int) -> None:
+    """Dates as digits, and days as workbooks count them, in fractions."""
+    (said,) = notes(TIMED.format(*times))
+    assert said.startswith(f"the last time, taken as {unit} since 1970, is in the year {year}: their order counts")
+
+
+def test_ids_of_whole_numbers_written_as_decimals(notes: Notes) -> None:
+    said = notes("user,item,timestamp\n1.0,a,{}\n1.0,b,{}\n1.0,c.0,{}\n1.0,d,{}\n".format(*SECONDS, SECONDS[2]))
+    assert [note.partition(",")[0] for note in said] == ["all user ids end in .0"]
+
+
+def rows_of(users: int, *items: str, times: tuple[int, ...] = (0, 1, 2, 3)) -> str:
+    rows = (f"{u},{i},{SECONDS[0] + 100 * u + t}\n" for u in range(users) for i, t in zip(items, times, strict=True))
+    return "user,item,timestamp\n" + "".join(rows)
+
+
+def test_what_rows_repeat_or_leave_open(notes: Notes) -> None:
+    assert notes(rows_of(10, *"abcd")) == []
+    (said,) = notes(rows_of(10, *"abca"))
+    assert said.startswith("10 of 10 test targets are items that the user has had before")
+    (said,) = notes(rows_of(10, *"abcd", times=(0, 1, 2, 2)))
+    assert said.startswith("the last two events of 10 of 10 users have the same time")
+    (said,) = notes(rows_of(10, *"aabc", times=(0, 0, 1, 2)))
+    assert said.startswith("10 of 40 rows are the same as others")
+    # The last but one, which is for validation, is no test target; and of a few users nothing is said.
+    assert notes(rows_of(10, *"abac")) == []
+    assert notes(rows_of(9, *"abca", times=(0, 1, 2, 2))) == []
+
+
 def test_who_says_that_only_the_order_counts_is_not_told_so(notes: Notes) -> None:
     assert notes(TIMED.format(1, 2, 3), times="order") == []
 
