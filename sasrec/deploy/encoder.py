@@ -314,14 +314,18 @@ class Encoder:
             ones = graph.constant(np.full((codes.shape[1], 1), x.scale))
         else:
             source = self._float(x)
-            if form is None:
+            # A DequantizeLinear that no product of integers takes in, onnxruntime refuses to run where integers lie beyond
+            # -64..64 (session.x64quantprecision), or turns into a product that rounds x to 8 bits (MatMulNBits).
+            if form is None or kind == FLOAT:
                 weight = graph.node("Mul", as_levels(graph, place, grid, form), graph.constant(scale))
             else:
                 weight = graph.node("DequantizeLinear", place, graph.constant(scale), axis=1)
             y = graph.node("MatMul", source, weight)
         if np.any(shift):
             # x (s L + m)^T = s x L^T + m sum(x), the sum again a product of integers.
-            if ones is None:
+            if kind == FLOAT:
+                ones = graph.constant(np.ones((codes.shape[1], 1)))
+            elif ones is None:
                 ones = graph.constant(np.ones((codes.shape[1], 1)), np.int8)
                 ones = graph.node("DequantizeLinear", ones, graph.constant(np.float32(1)))
             total = graph.node("MatMul", source, ones)  # (batch, n, 1)

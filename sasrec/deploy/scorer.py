@@ -67,8 +67,12 @@ def part_scores(
             scale = graph.node("Mul", graph.constant(one), scale)
         scores = graph.node("Mul", graph.node("MatMul", x, levels), scale)
     if form.is_shifted if form is not None else bool(stored.grid.shift.any()):
-        ones = graph.constant(np.ones((features, 1)), np.int8)
-        ones = graph.node("DequantizeLinear", ones, graph.constant(1.0 if kind == INT8 else one))
+        # Of codes behind a DequantizeLinear onnxruntime would make a product that rounds states in float32 to 8 bits.
+        if state.zero is None:
+            ones = graph.constant(np.full((features, 1), one))
+        else:
+            ones = graph.constant(np.ones((features, 1)), np.int8)
+            ones = graph.node("DequantizeLinear", ones, graph.constant(1.0 if kind == INT8 else one))
         scores = graph.node("Add", scores, graph.node("Mul", graph.node("MatMul", x, ones), parameter("shift")))
     return scores, kind
 
