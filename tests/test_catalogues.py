@@ -1,9 +1,12 @@
 """python -m stages.catalogues: what it measures, keeps and refuses."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sasrec.errors import UserError
@@ -43,6 +46,53 @@ def test_rows_of_the_same_size_are_replaced(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("arguments", [["0"], ["--hidden", "0"], ["--rounds", "2"]])
 def test_sizes_that_cannot_be_are_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Measured and written into the committed table, were they not refused.
+    monkeypatch.setattr(command, "row_of", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(sys, "argv", ["catalogues", *arguments])
     with pytest.raises(SystemExit, match="start at 1, and --rounds at 3"):
         command.main()
+
+
+def test_catalogues_are_listed_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "TABLE", tmp_path / "catalogues.csv")
+
+    def row_of(items: int, hidden: int, *rest: Any) -> dict[str, str]:
+        return dict.fromkeys(command.COLUMNS, "0") | {"items": str(items), "hidden": str(hidden)}
+
+    monkeypatch.setattr(command, "row_of", row_of)
+    for hidden in ("128", "64"):
+        monkeypatch.setattr(sys, "argv", ["catalogues", "1000", "200", "--hidden", hidden])
+        command.main()
+    found = [(row["items"], row["hidden"]) for row in read_rows(command.TABLE)]
+    assert found == [("200", "64"), ("200", "128"), ("1000", "64"), ("1000", "128")]
+
+
+def test_steps_are_medians_of_those_after_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two trainers in turn; each predicts the next item."""
+    now = [0.0]
+    taken: list[int] = []
+
+    class Steps:
+        def __init__(self, seconds: list[float]) -> None:
+            self.seconds = iter(seconds)
+            self.model = SimpleNamespace(items=9, train=lambda: None)
+
+        def _loss(self, *given: Any) -> None: ...
+
+        def _step(self, work: Callable[..., Any], expected: int) -> None:
+            batch = work.args[0]  # type: ignore[attr-defined]
+            assert (batch.histories[:, 1:] == batch.targets[:, :-1]).all() and not (batch.histories == batch.targets).all()
+            taken.append(id(self))
+            now[0] += next(self.seconds)
+
+    monkeypatch.setattr("time.process_time", lambda: now[0])
+    made: list[Any] = [Steps([50, 60, 1, 9, 2]), Steps([70, 80, 3, 4, 90])]
+    assert command.steps(made, 3) == pytest.approx([2000, 4000])
+    assert taken == [id(one) for _ in range(5) for one in made]
+
+
+def test_random_users_have_a_full_window_and_two_held_out() -> None:
+    store = command.RandomStore(3, 5)
+    assert np.diff(store.offsets).tolist() == [command.LENGTH + 2] * 3
+    assert (store.offsets[1:] - store.held("validation").positions).tolist() == [2] * 3
+    assert store.items.min() >= 1 and store.items.max() <= 5
