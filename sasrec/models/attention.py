@@ -149,8 +149,8 @@ class Attention(Dropping):
         reorder: bool = False,
     ) -> Tensor:
         """queries: (batch, n, hidden); keys: (batch, length, hidden), the last n of which are the queries' own positions.
-        bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), True at real
-        tokens. by_head: (batch * heads, n, length), added to the scores, too, and learned. reorder: products may be taken in
+        bias: (1 or batch, n, length), 0 where visible. mask, query_mask: (batch, length) and (batch, n), as taps take
+        them. by_head: (batch * heads, n, length), added to the scores, too, and learned. reorder: products may be taken in
         another order where that is less work and no gradient is asked for; some layers are then never called. Returns
         (batch, n, hidden)."""
         reorder = reorder and self.combines and not (self.training or torch.is_grad_enabled())

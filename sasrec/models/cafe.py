@@ -97,11 +97,10 @@ class CAFE(nn.Module):
     def encode(self, histories: Histories, last: bool = False, windows: Tensor | None = None) -> Tensor:
         """As `SASRec.encode`, with states [f + m ; m] of twice the width; of the events only the items count."""
         histories = ids(histories)
+        own = real_tokens(histories[:, -1:] if last else histories) if windows is None else windows
         coarse = self.coarse.encode(self.intents[histories].long(), last, windows)
         fine = self.fine.encode(histories, last, windows)
-        return self.final_tap(
-            torch.cat([fine + coarse, coarse], -1), mask=real_tokens(histories[:, -1:] if last else histories)
-        )
+        return self.final_tap(torch.cat([fine + coarse, coarse], -1), mask=own)
 
     def score(self, states: Tensor, items: Tensor | None = None) -> Tensor:
         """As `SASRec.score`."""

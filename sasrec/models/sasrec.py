@@ -146,6 +146,7 @@ class SASRec(Dropping):
         histories = events.items
         length = histories.shape[1]
         mask = real_tokens(histories)
+        own = mask if windows is None else windows  # what quantizers are told of tokens
         x, scale = self.item_table.lookup(histories), self.params.hidden**0.5  # (batch, length, hidden)
         if self.position_table is None:
             x = x * scale
@@ -157,7 +158,7 @@ class SASRec(Dropping):
         x = dropout(x, self.rate, self.training)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = self.embedding_tap(x, mask=mask)
+        x = self.embedding_tap(x, mask=own)
         bias = x.new_full((length, length), HIDDEN_SCORE).triu_(1)[None]  # (1, length, length)
         if windows is not None:
             bias = bias.masked_fill(windows[:, :, None] != windows[:, None], HIDDEN_SCORE)  # (batch, length, length)
@@ -165,11 +166,10 @@ class SASRec(Dropping):
             bias = bias + x.new_zeros(mask.shape).masked_fill_(~mask, HIDDEN_SCORE)[:, None]
         gaps = self._gaps(events)
         for i, block in enumerate(self.blocks):
-            x = block(x, bias, mask, last and i == len(self.blocks) - 1, last, gaps)
+            x = block(x, bias, own, last and i == len(self.blocks) - 1, last, gaps)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        state_mask = mask if mask is None or not last else mask[:, -1:]
-        return x if self.final_tap is None else self.final_tap(x, mask=state_mask)
+        return x if self.final_tap is None else self.final_tap(x, mask=own if own is None or not last else own[:, -1:])
 
     def _gaps(self, events: Events) -> Tensor | None:
         """Buckets of the time between any two events, (batch, length, length), where a bias is learned for them."""

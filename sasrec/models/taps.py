@@ -51,8 +51,8 @@ class Tap(nn.Module):
         self.given: Tensor | None = None  # what the quantizer makes of a weight, where that is known already
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: any shape. rows: for looked-up table rows, their ids, of x's leading shape. mask: True at real tokens, of
-        x's leading shape; None where all are real."""
+        """x: any shape. rows: for looked-up table rows, their ids, of x's leading shape. mask: not 0 at real tokens, of x's
+        leading shape, and where rows hold several histories, a number for each of these; None where all are real."""
         if self.given is not None:
             return self.given
         return x if self.quantizer is None else self.quantizer(x, rows, mask)

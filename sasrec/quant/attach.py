@@ -173,7 +173,7 @@ class Recorder(nn.Module):
         self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        values = (x if mask is None else x[mask]).detach().reshape(-1, self.features)
+        values = (x if mask is None else x[mask != 0]).detach().reshape(-1, self.features)
         if len(values):
             self.ends += [values.amin(0), values.amax(0)]
         if len(values) > (most := max(1, BATCH_SAMPLE // self.features)):

@@ -1,6 +1,7 @@
 """DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160): weights through tanh (`tanh_weight.py`), activations clipped to a fixed
 range, and, if asked for, gradients quantized with stochastic noise. Nothing is learned but the weights."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sasrec.mapping import within
 from sasrec.models.taps import Place
-from sasrec.quant.quantizer import FixedScale, Quantizer
+from sasrec.quant.quantizer import FixedScale, Quantizer, inside
 from sasrec.quant.tanh_weight import Tanh, TanhWeight, WeightGrid
 
 TRAINS = True
@@ -26,15 +27,24 @@ class Options:
         within("gradient_bits", self.gradient_bits, 2, 8)
 
 
-def quantize_gradient(gradient: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
+def largest(gradient: Tensor, samples: Tensor) -> Tensor:
+    """max|dr| of each sample, at each of its tokens. gradient: (batch, n, features); samples: (batch, n), the number of a
+    token's sample within its row, at most n; returns (batch, n, 1)."""
+    of_tokens = gradient.abs().amax(2)
+    numbered = of_tokens.new_zeros(len(of_tokens), of_tokens.shape[1] + 1)
+    return numbered.scatter_reduce(1, samples, of_tokens, "amax").gather(1, samples).unsqueeze(2)
+
+
+def quantize_gradient(gradient: Tensor, bits: int, generator: torch.Generator | None, samples: Tensor | None = None) -> Tensor:
     """Section 2.5: 2 m [q_k(dr / (2 m) + 1/2 + N(k)) - 1/2], m = max|dr| of each sample, N uniform in +-1/2 / (2^k - 1).
 
-    A sample is a row of the batch, which in packed batches (`train.batching`) holds several histories: what belongs to which
-    is known where attention is computed, not where a gradient is rounded.
-    gradient: (batch, ...). generator: None leaves the noise out.
+    gradient: (batch, ...). generator: None leaves the noise out. samples: as `largest` takes them; None where each row is one.
     """
     steps = 2**bits - 1
-    m = gradient.abs().flatten(1).amax(1).reshape(-1, *[1] * (gradient.dim() - 1))
+    if samples is None:
+        m = gradient.abs().flatten(1).amax(1).reshape(-1, *[1] * (gradient.dim() - 1))
+    else:
+        m = largest(gradient, samples)
     position = gradient / (2 * m).clamp_min(torch.finfo(gradient.dtype).tiny) + 0.5  # in 0..1
     if generator is not None:
         noise = torch.rand(gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype) - 0.5
@@ -44,20 +54,31 @@ def quantize_gradient(gradient: Tensor, bits: int, generator: torch.Generator | 
 
 
 class QuantizedGradient(torch.autograd.Function):
-    """The identity, whose gradient is quantized at real tokens; at padding it is as it was (0 brings no noise)."""
+    """The identity, whose gradient is quantized at real tokens; at padding it is as it was (0 brings no noise). It stands
+    before the clip: the gradient goes back through the activation function first (algorithm 1), so that what is clipped does
+    not count in m.
+
+    mask: as taps take it; a sample is a history, whatever else its row holds (of attention weights, that of one head). Where
+    what cannot be negative is 0, the ReLU or softmax behind it lets nothing through, and that does not count either: keys that
+    a query does not see are other histories', too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor | None, bits: int, generator: torch.Generator) -> Tensor:
-        ctx.mask, ctx.bits, ctx.generator = mask, bits, generator
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, signed: bool, bits: int, generator: torch.Generator) -> Tensor:
+        ctx.save_for_backward(None if signed else x, mask)
+        ctx.bits, ctx.generator = bits, generator
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = gradients
-        quantized = quantize_gradient(gradient, ctx.bits, ctx.generator)
-        if ctx.mask is not None:
-            quantized = torch.where(ctx.mask.unsqueeze(-1), quantized, gradient)
-        return quantized, None, None, None
+        behind, mask = ctx.saved_tensors
+        if behind is not None:
+            gradient = inside(gradient, behind, 0, math.inf)
+        quantized = quantize_gradient(gradient, ctx.bits, ctx.generator, None if mask is None else mask.long())
+        if mask is not None:
+            quantized = torch.where((mask != 0).unsqueeze(-1), quantized, gradient)
+        return quantized, None, None, None, None
 
 
 class BoundedActivation(FixedScale):
@@ -77,21 +98,17 @@ class BoundedActivation(FixedScale):
     def draws(self) -> bool:
         return self.gradient_bits is not None
 
-    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
-        if self.draws:
-            self.seed_generator(seed, epoch)
-
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return self._with_quantized_gradient(super().forward(x, rows, mask), mask)
+        return super().forward(self._with_quantized_gradient(x, mask), rows, mask)
 
     def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
-        return self._with_quantized_gradient(super().by_feature(x, unit, mask), mask)
+        return super().by_feature(self._with_quantized_gradient(x, mask), unit, mask)
 
-    def _with_quantized_gradient(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
+    def _with_quantized_gradient(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.gradient_bits is None or not self.training or not torch.is_grad_enabled():
-            return quantized
+            return x
         generator = self.generator or self.seed_generator(0, 0)
-        return QuantizedGradient.apply(quantized, mask, self.gradient_bits, generator)
+        return QuantizedGradient.apply(x, mask, self.place.signed, self.gradient_bits, generator)
 
 
 def build(place: Place, bits: int, per_row: bool, options: Options) -> Quantizer:

@@ -47,5 +47,5 @@ class PerFeature(Quantizer):
         own = self.inner.grid()
         return Grid(own.bits, own.levels, own.scale * self.unit, own.shift * self.unit)
 
-    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
-        self.inner.start_epoch(epoch, epochs, seed)
+    def start_epoch(self, epoch: int, epochs: int, seed: int, before: int = 0) -> None:
+        self.inner.start_epoch(epoch, epochs, seed, before)

@@ -205,9 +205,9 @@ class PQ(Quantizer):
     def refresh(self, values: Tensor) -> None:
         self.book.refresh(self.centroids.detach())
 
-    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
+    def start_epoch(self, epoch: int, epochs: int, seed: int, before: int = 0) -> None:
         self.book.stochastic = self.stochastic
-        self.book.start_epoch(epoch, epochs, seed)
+        self.book.start_epoch(epoch, epochs, seed, before)
 
 
 def means(rows: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:

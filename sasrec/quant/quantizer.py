@@ -3,6 +3,7 @@
 Which levels each method has at each width is one table, in `conventions.py`.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -68,7 +69,7 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Quantized x, of its shape and type, differentiable. rows: ids of looked-up table rows, of x's shape without the
-        last axis. mask: True at real tokens (for what is gathered from a batch in training)."""
+        last axis. mask: of the tokens, as `Tap.forward` has it (for what is gathered from a batch in training)."""
         raise NotImplementedError(type(self).__name__)
 
     def by_feature(self, x: Tensor, unit: Tensor, mask: Tensor | None) -> Tensor:
@@ -106,10 +107,11 @@ class Quantizer(nn.Module):
         each of a model's alone is half a dozen operators on single numbers, which cost more than what they compute."""
         return None
 
-    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
-        """Called before each epoch (from 0): freeze statistics, seed the generator anew, so that a run can resume."""
-        if self.stochastic:
-            self.seed_generator(seed, epoch)
+    def start_epoch(self, epoch: int, epochs: int, seed: int, before: int = 0) -> None:
+        """Called before each epoch (from 0) of those that the quantizer is in place for, which `before` others of the run
+        precede: freeze statistics, seed the generator anew, so that a run can resume and no two epochs of it share noise."""
+        if self.draws:
+            self.seed_generator(seed, before + epoch)
 
     def seed_generator(self, seed: int, epoch: int) -> torch.Generator:
         own = zlib.crc32(f"{seed} {epoch} {self.place.name}".encode())
@@ -213,7 +215,7 @@ def percentile_scale(values: Tensor, low: int, high: int, per_row: bool, percent
     """The scale at which that share of the magnitudes, in percent, is not clipped: shape (rows, 1) or ()."""
     x = by_row(values, per_row)
     magnitude = x.abs() if low else x.clamp_min(0)
-    rank = max(1, -int(-percentile / 100 * x.shape[1] // 1))  # rounded up
+    rank = max(1, math.ceil(percentile * x.shape[1] / 100))  # 0.55 * 100 is more than 55 in floats
     bound = magnitude.sort(dim=1).values[:, rank - 1 : rank] / high
     return bound.clamp_min(SMALLEST_SCALE).reshape((-1, 1) if per_row else ())
 

@@ -1,6 +1,5 @@
 """When a training run is quantized, and to what width: from the start, after some epochs, or narrower step by step."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -117,10 +116,8 @@ class Schedule:
             elif 0 < epoch <= self.settling and self.built[number]:
                 attach.renew(self.model, self.histories)
             length = (ends[number] if number < len(ends) else epochs) - start
-            # Epochs are counted anew in each phase, and must not draw again what those of the last one drew.
-            own_seed = zlib.crc32(f"{seed} {start}".encode()) if number else seed
             for quantizer in self.built[number].values():
-                quantizer.start_epoch(epoch - start, length, own_seed)
+                quantizer.start_epoch(epoch - start, length, seed, before=start)
 
         return replace(
             attach.own_training(self.model, seed),

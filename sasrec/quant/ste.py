@@ -5,7 +5,8 @@ The zero point is 0 for activations, too, where that paper gives them a lower an
 of integers alone. Nothing is learned but the weights. The textbook range is the largest magnitude: the current one for
 weights, an exponential moving average of the batches' for activations. Below 8 bits that wastes levels on the tails, so the
 range is a share of the largest magnitude, the share with the least squared error where training starts (`range: minmax` is
-the textbook's share of 1). So training starts exactly where `ptq` ends.
+the textbook's share of 1). So training starts exactly where `ptq` ends; from the first batch on the ranges of activations
+move from the largest of all calibration batches to the average of what is the largest of each.
 """
 
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ class STE(Quantizer):
         if self.options.range == "mse":
             self.share.copy_(mse_scale(values, self.low, self.high, self.per_row) / widest)
 
-    def start_epoch(self, epoch: int, epochs: int, seed: int) -> None:
-        super().start_epoch(epoch, epochs, seed)
+    def start_epoch(self, epoch: int, epochs: int, seed: int, before: int = 0) -> None:
+        super().start_epoch(epoch, epochs, seed, before)
         self.observing = epoch < self.options.freeze_after * epochs
 
     def refresh(self, values: Tensor) -> None:
@@ -78,7 +79,7 @@ class STE(Quantizer):
     def _observe(self, x: Tensor, mask: Tensor | None) -> None:
         assert self.widest is not None
         # Padding as 0, which no range leaves out. All elements at once: reducing every short row takes ten times as long.
-        real = x if mask is None else x * mask.unsqueeze(-1)
+        real = x if mask is None else x * (mask != 0).unsqueeze(-1)
         self.widest.lerp_(self._widest(real.flatten())[0], 1 - self.options.momentum)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

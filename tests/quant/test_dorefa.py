@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sasrec.models.sasrec import SASRec
+from sasrec.quant import dorefa
 from sasrec.quant.dorefa import quantize_gradient
 from sasrec.quant.quantizer import Quantizer
 
@@ -124,6 +126,35 @@ def test_gradient_formula(bits: int) -> None:
     wanted = 2 * m * (quantize_k(dr / (2 * m) + 0.5, bits) - 0.5)
     torch.testing.assert_close(quantize_gradient(dr, bits, None)[:4], wanted[:4])
     assert (quantize_gradient(dr, bits, None)[4] == 0).all()
+
+
+def test_the_largest_gradient_is_that_of_each_history_of_a_row() -> None:
+    """Two side by side, padding before them, as if each had a row of its own."""
+    dr = torch.randn(2, 6, 4) * torch.tensor([0.0, 1, 1, 100, 100, 100])[:, None]
+    samples = torch.tensor([[0, 2, 2, 1, 1, 1]]).expand(2, -1)
+    found = quantize_gradient(dr, 3, None, samples)
+    torch.testing.assert_close(found[:, 1:3], quantize_gradient(dr[:, 1:3], 3, None))
+    torch.testing.assert_close(found[:, 3:], quantize_gradient(dr[:, 3:], 3, None))
+    one = quantize_gradient(dr, 3, None, torch.ones_like(samples))
+    assert torch.equal(one, quantize_gradient(dr, 3, None)) and not torch.equal(one[:, 1:3], found[:, 1:3])
+
+
+def test_no_history_is_taught_otherwise_by_what_is_packed_beside_it(
+    quantized: Callable[..., SASRec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a history whose neighbour's loss weighs 100 times as much, each item gets the gradient it gets alone; noise, which
+    depends on the place in the batch, left out."""
+    monkeypatch.setattr(dorefa, "quantize_gradient", lambda dr, bits, _, *of: quantize_gradient(dr, bits, None, *of))
+    model = quantized("dorefa", 8, {"gradient_bits": 3}).train()
+    histories, windows = torch.tensor([[3, 9, 12, 7, 5, 8, 2]]), torch.tensor([[2, 2, 2, 1, 1, 1, 1]])
+    towards = torch.randn(1, 7, 16)
+    towards[:, 3:] *= 100
+
+    def gradient(part: slice, windows: Tensor | None) -> Tensor:
+        loss = (model.encode(histories[:, part], windows=windows) * towards[:, part]).sum()
+        return torch.autograd.grad(loss, model.item_table.weight)[0][histories[0, :3]]
+
+    torch.testing.assert_close(gradient(slice(None), windows), gradient(slice(3), None))
 
 
 def test_gradient_noise_makes_it_unbiased() -> None:

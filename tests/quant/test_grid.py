@@ -143,6 +143,8 @@ def test_min_max_and_percentile() -> None:
     assert float(max_scale(x, -4, 3, False)) == pytest.approx(7 / 3)
     assert percentile_scale(x, -4, 3, True, 75).flatten().tolist() == [1.0, pytest.approx(1e-12)]
     assert float(percentile_scale(x, 0, 7, False, 100)) == 1.0
+    hundred = torch.arange(1.0, 101)
+    assert percentile_scale(hundred, -1, 1, False, 55).item() == 55  # and not 56: 0.55 * 100 is a little more in floats
     assert percentile_scale(x[:1], -4, 3, True, 60).item() == 1.0  # 2.4 of 4 magnitudes, rounded up: 1, 2, 3 are not clipped
 
 

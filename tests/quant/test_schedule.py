@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -53,9 +54,9 @@ def test_a_phase_counts_its_own_epochs_and_is_calibrated_when_it_begins(
     seen: list[tuple[int, int, int, int]] = []
     plain = Quantizer.start_epoch
 
-    def record(self: Quantizer, epoch: int, epochs: int, seed: int) -> None:
+    def record(self: Quantizer, epoch: int, epochs: int, seed: int, before: int = 0) -> None:
         seen.append((self.bits, epoch, epochs, seed))
-        plain(self, epoch, epochs, seed)
+        plain(self, epoch, epochs, seed, before)
 
     monkeypatch.setattr(Quantizer, "start_epoch", record)
     model = SASRec(trained.params, trained.items)
@@ -77,10 +78,26 @@ def test_a_phase_counts_its_own_epochs_and_is_calibrated_when_it_begins(
                 model.item_table.weight.div_(1.5)
             attach.calibrate(model, histories)
             torch.testing.assert_close(attach.quantizers(model)["embedding"].grid().scale, now)
-    assert [[call[:3] for call in calls] for calls in found] == [[], [(8, 0, 2)], [(8, 1, 2)], [(4, 0, 2)], [(4, 1, 2)]]
-    # A phase has one seed for all its epochs, and another than the next one.
-    seeds = [calls[0][3] for calls in found[1:]]
-    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert found == [[], [(8, 0, 2, 7)], [(8, 1, 2, 7)], [(4, 0, 2, 7)], [(4, 1, 2, 7)]]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("lsq", {}), ("pq", {"splits": 4, "centroids": 8}), ("dorefa", {"gradient_bits": 4})]
+)
+def test_no_two_epochs_of_a_run_share_noise(trained: SASRec, method: str, options: dict[str, Any]) -> None:
+    """Nor do those of two phases, each of which counts its own from 0: a quantizer that has the same place in both would draw
+    the same numbers again."""
+    quant = dataclasses.replace(QUANT, bits=2, progressive=(8,), delay_epochs=1, table_rounding="stochastic")
+    schedule = Schedule(copy.deepcopy(trained), quant, *attach.load_method(method, options), [torch.tensor([[1, 2, 3]])], 5)
+    on_epoch = schedule.extras(0).on_epoch
+    seeds: list[tuple[str, int]] = []
+    for epoch in range(5):
+        on_epoch(epoch, 5)
+        for name, quantizer in attach.quantizers(schedule.model).items():
+            if quantizer.method.draws:
+                drawing: Any = getattr(quantizer.method, "book", quantizer.method)
+                seeds.append((name, drawing.generator.initial_seed()))
+    assert len(seeds) == len(set(seeds)) == 4 * len({name for name, _ in seeds}) > 0
 
 
 def test_the_optimizer_knows_what_every_phase_learns(trained: SASRec) -> None:
