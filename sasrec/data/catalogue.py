@@ -25,6 +25,7 @@ FORMATS: dict[str, Format] = {
     "movielens-tab": Format(("u.data",), ("u.item", "u.genre")),
     "movielens-csv": Format(("ratings.csv",), ("movies.csv",)),
     "amazon-2014": Format(),  # csv without header: user, item, rating, timestamp
+    "amazon-2018": Format(),  # csv without header: item, user, rating, timestamp
     "amazon-2023-csv": Format(),  # csv with header: user_id, parent_asin, rating, timestamp
     "amazon-2023-jsonl": Format(),
     "user-item": Format(),  # lines `user item`, chronological

@@ -1,6 +1,7 @@
 """One function per format, from the raw folder to the common table."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from sasrec.data import delimited, sequence_lines, titles
 from sasrec.data.columnar import amazon_2023, read_jsonl, read_parquet
 from sasrec.data.columns import Found, find, header
 from sasrec.data.delimited import Layout
-from sasrec.data.explain import open_text
+from sasrec.data.explain import open_text, quote
 from sasrec.data.source import Source
 from sasrec.data.table import Table
 from sasrec.errors import UserError
 
 RATINGS = Found(user=0, item=1, rating=2, timestamp=3)
+# Users begin with A and are longer than items, which are numbers of books or begin with B.
+AMAZON_USER, AMAZON_ITEM = re.compile(r"A[0-9A-Z]{10,}"), re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
 
 
 def read(folder: Path, source: Source, params: DatasetParams, scratch: Path | None = None) -> Table:
@@ -50,7 +53,24 @@ def movielens_csv(path: Path, params: DatasetParams, scratch: Path | None) -> Ta
 
 def amazon_2014(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
     """user,item,rating,timestamp without a header."""
-    return delimited.read(path, Layout(",", 4, RATINGS), scratch)
+    return _amazon(path, RATINGS, "amazon-2018", scratch)
+
+
+def amazon_2018(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
+    """item,user,rating,timestamp without a header."""
+    return _amazon(path, dataclasses.replace(RATINGS, user=1, item=0), "amazon-2014", scratch)
+
+
+def _amazon(path: Path, columns: Found, turned: str, scratch: Path | None) -> Table:
+    """turned: the format in which users and items change places."""
+    with open_text(path) as file:
+        fields = file.readline(1 << 20).split(",")
+    if len(fields) == 4 and AMAZON_USER.fullmatch(fields[columns.item]) and AMAZON_ITEM.fullmatch(fields[columns.user]):
+        raise UserError(
+            f"{path}, line 1: {quote(','.join(fields))} has an item where this format has users; set dataset.name to file and "
+            f"dataset.format to {turned}"
+        )
+    return delimited.read(path, Layout(",", 4, columns), scratch)
 
 
 def amazon_2023_csv(path: Path, params: DatasetParams, scratch: Path | None) -> Table:
@@ -106,6 +126,7 @@ READERS: dict[str, Callable[[Path, DatasetParams, Path | None], Table]] = {
     "movielens-tab": movielens_tab,
     "movielens-csv": movielens_csv,
     "amazon-2014": amazon_2014,
+    "amazon-2018": amazon_2018,
     "amazon-2023-csv": amazon_2023_csv,
     "amazon-2023-jsonl": amazon_2023_jsonl,
     "user-item": user_item,

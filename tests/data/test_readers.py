@@ -54,8 +54,28 @@ def write(path: Path, rows: list[Row], format_name: str) -> None:
         "amazon-2023-csv": "user_id,parent_asin,rating,timestamp\n",
         "table": "user,item,rating,timestamp\n",
     }
-    lines = [separator.join(map(str, row)) + "\n" for row in rows]
+    order = (1, 0, 2, 3) if format_name == "amazon-2018" else range(4)
+    lines = [separator.join(str(row[place]) for place in order) + "\n" for row in rows]
     path.write_text(headers.get(format_name, "") + "".join(lines), encoding="utf-8", newline="")
+
+
+@pytest.mark.parametrize(
+    ("format_name", "line", "other"),
+    [
+        ("amazon-2014", "B00005N7P0,AH2IFH762VY5U,5.0,1005177600", "amazon-2018"),
+        ("amazon-2014", "030700080X,A1B2C3D4E5F6G,5.0,1005177600", "amazon-2018"),
+        ("amazon-2018", "A39HTATAQ9V7YF,0205616461,5.0,1369699200", "amazon-2014"),
+    ],
+)
+def test_users_and_items_that_have_changed_places_are_not_taken_for_each_other(
+    tmp_path: Path, format_name: str, line: str, other: str
+) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"{line}\n" * 2)
+    with pytest.raises(UserError, match=f"line 1: .*{line.split(',')[0]}.* set dataset.name to file and dataset.format to {other}"):
+        read(path, format_name)
+    item, user = sorted(line.split(",")[:2], key=len)
+    assert {row[:2] for row in as_rows(read(path, other))} == {(user, item)}
 
 
 IDS = st.text(st.characters(codec="utf-8", categories=("L", "N"), exclude_characters="\x85"), min_size=1, max_size=8)
@@ -69,6 +89,7 @@ ROWS = st.lists(st.tuples(IDS, IDS, st.integers(1, 5), st.integers(-(10**12), 10
         "movielens-tab",
         "movielens-csv",
         "amazon-2014",
+        "amazon-2018",
         "amazon-2023-csv",
         "amazon-2023-jsonl",
         "table",
