@@ -72,7 +72,7 @@ def test_users_and_items_that_have_changed_places_are_not_taken_for_each_other(
 ) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text(f"{line}\n" * 2)
-    with pytest.raises(UserError, match=f"line 1: '{line}' has an item .* set dataset.name to file and dataset.format to {other}"):
+    with pytest.raises(UserError, match=f"'{line}' has an item .* set dataset.name to file and dataset.format to {other}"):
         read(path, format_name)
     item, user = sorted(line.split(",")[:2], key=len)
     assert {row[:2] for row in as_rows(read(path, other))} == {(user, item)}
