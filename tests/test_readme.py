@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sasrec.deploy.service import Limits
 from sasrec.report.readme import DOCUMENTS, filled
 from tests.conftest import ROOT
 
@@ -59,3 +60,11 @@ def test_every_file_in_it_exists() -> None:
 def test_every_make_target_in_it_exists() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^\s+make (\w+)", TEXT, re.MULTILINE)) <= targets
+
+
+def test_the_limits_of_a_request_are_those_of_the_service() -> None:
+    limits = Limits()
+    assert (
+        f"at most {limits.users} histories of {limits.history:,} events, {limits.body_bytes // 1024} KiB in all, "
+        f"and asks for at most {limits.k:,} items each"
+    ) in TEXT
