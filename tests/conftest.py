@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from sasrec.data.sequences import Held, Part
 
 ROOT = Path(__file__).parents[1]
+
+# A slow machine makes no test fail.
+settings.register_profile("timeless", deadline=None)
+settings.load_profile("timeless")
 
 
 @pytest.fixture(autouse=True)

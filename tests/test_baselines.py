@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -71,7 +71,6 @@ def test_older_popularity_orders_what_is_not_recent() -> None:
     assert scores.tolist() == [[0, 3 / 4, 2 / 4, 1 + 1 / 4, 0]]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(-5, 5)), max_size=20), st.lists(st.integers(-6, 6), min_size=1))
 def test_recent_popularity_equals_brute_force(interactions: list[tuple[int, int]], now: list[int]) -> None:
     window = 3
@@ -144,7 +143,6 @@ def test_long_histories_take_part_with_their_end(monkeypatch: pytest.MonkeyPatch
     assert sets.toarray().tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 1, 0]]
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 9), max_size=8), min_size=1, max_size=12), st.integers(1, 10), st.integers(1, 40))
 def test_blocks_of_rows_equal_one_dense_product(users: list[list[int]], neighbours: int, elements: int) -> None:
     sets = np.array([[i in user for i in range(10)] for user in users], np.float64)

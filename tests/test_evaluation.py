@@ -103,7 +103,7 @@ def test_ranks_equal_brute_force(chains: SmallStore, part: Part, exclude: bool, 
 SEQUENCES = st.lists(st.lists(st.integers(1, 23), min_size=3, max_size=12), min_size=1, max_size=9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEQUENCES, st.integers(5, 60), st.integers(1, 5), st.booleans(), st.integers(0, 99))
 def test_scores_in_blocks_of_items_rank_as_those_of_all_items_at_once(
     sequences: list[list[int]], elements: int, size: int, exclude: bool, seed: int

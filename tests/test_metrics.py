@@ -6,7 +6,7 @@ from math import log2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 from torchmetrics.retrieval.base import RetrievalMetric
@@ -52,7 +52,6 @@ def test_the_cut_off_is_inclusive(rank: float, k: int, hit: float, gain: float) 
     assert metrics.ndcg(np.array([rank]), k).tolist() == pytest.approx([gain])
 
 
-@settings(deadline=None)
 @given(DISTINCT, st.data())
 def test_without_ties_they_equal_torchmetrics(rows: Rows, data: st.DataObject) -> None:
     scores = torch.tensor(rows, dtype=torch.float32)
@@ -70,7 +69,6 @@ def test_without_ties_they_equal_torchmetrics(rows: Rows, data: st.DataObject) -
         assert ours[name] == pytest.approx(expected, abs=1e-6), name
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.data())
 def test_with_ties_the_rank_is_the_mean_over_all_orders(values: list[int], data: st.DataObject) -> None:
     """Every order of the items that is sorted by score, the target's place in each."""
@@ -85,7 +83,6 @@ def test_with_ties_the_rank_is_the_mean_over_all_orders(values: list[int], data:
     assert mean_rank(scores, scores[:, target]).item() == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=25, max_size=25), min_size=1, max_size=6), st.integers(0, 24))
 def test_with_ties_they_equal_counting_pairs(rows: Rows, place: int) -> None:
     scores = torch.tensor(rows, dtype=torch.float32)

@@ -146,7 +146,7 @@ def test_ranks_are_told_from_times() -> None:
     assert not looks_ranked(build(table(times), PrepareParams(**KEEP_ALL)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_candidates_are_distinct_unseen_items(data: st.DataObject) -> None:
     n_items, count = data.draw(st.integers(2, 40)), data.draw(st.integers(1, 30))
@@ -163,7 +163,7 @@ def test_candidates_are_distinct_unseen_items(data: st.DataObject) -> None:
         assert row == sorted(chosen) + [0] * (count - len(chosen))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_popular_candidates_are_distinct_unseen_items_that_occur(data: st.DataObject) -> None:
     n_items, count = data.draw(st.integers(2, 40)), data.draw(st.integers(1, 30))

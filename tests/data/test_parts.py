@@ -92,7 +92,7 @@ def prepared(folder: Path, file: str, params: dict[str, Any]) -> dict[str, bytes
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, params=PARAMS, times=st.booleans(), ratings=st.booleans(), parquet=st.booleans(), size=st.integers(1, 9))
 def test_parts_of_any_size_give_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory,

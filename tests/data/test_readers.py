@@ -97,7 +97,7 @@ ROWS = st.lists(st.tuples(IDS, IDS, st.integers(1, 5), st.integers(-(10**12), 10
         "jsonl",
     ],
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)
 def test_what_is_written_is_read_back(tmp_path: Path, format_name: str, rows: list[Row]) -> None:
     path = tmp_path / "data.csv"
@@ -106,7 +106,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, format_name: str, rows: li
     assert as_rows(read(path, format_name)) == rows
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(IDS, st.lists(IDS, min_size=1, max_size=5)), min_size=1, max_size=10))
 def test_lines_of_users(tmp_path: Path, pairs: list[tuple[str, list[str]]]) -> None:
     flat = [(user, item, None, None) for user, items in pairs for item in items]
@@ -221,7 +221,7 @@ def test_times_keep_their_order(tmp_path: Path, written: list[str], expected: li
     assert table.timestamps[:].tolist() == expected
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(times=st.lists(st.floats(0, 2e9), min_size=1, max_size=20))
 def test_fractions_of_seconds_are_never_merged(tmp_path: Path, times: list[float]) -> None:
     csv, parquet = tmp_path / "a.csv", tmp_path / "a.parquet"

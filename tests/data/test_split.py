@@ -76,7 +76,7 @@ def test_the_target_is_the_last_or_the_first_of_a_user_in_the_period(
     assert split.validation.tolist() == validation and split.test.tolist() == test
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12).map(sorted), min_size=1, max_size=8),
     st.sampled_from(["last", "first"]),

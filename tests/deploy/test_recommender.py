@@ -140,7 +140,7 @@ def test_other_histories_are_refused(model: Recommender, history: object) -> Non
         model.recommend(history)  # type: ignore[arg-type]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_comes_in_the_answer_keeps_its_promises(model: Recommender, data: st.DataObject) -> None:
     known = st.integers(1, ITEMS).map(lambda i: f"sku/{i}")

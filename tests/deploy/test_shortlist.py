@@ -65,7 +65,7 @@ def exact(model: Recommender, state: np.ndarray, k: int, hidden: np.ndarray) -> 
     return scores[best], best
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_the_best_are_those_of_the_exact_product_to_the_bit(model: Recommender, data: st.DataObject) -> None:
     """Whatever the state, also one with a single large element, where the cheap product is coarsest."""

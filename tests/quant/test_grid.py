@@ -27,7 +27,7 @@ def grids(draw: st.DrawFn) -> Grid:
     return Grid.uniform(bits, *integer_range(bits, signed, draw(st.booleans())), scale, shift)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(grids(), numbers)
 def test_codes_are_those_of_the_nearest_values(grid: Grid, values: list[float]) -> None:
     x = torch.tensor(values)
@@ -42,7 +42,7 @@ def test_codes_are_those_of_the_nearest_values(grid: Grid, values: list[float]) 
     assert (error <= best + rounding).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(grids())
 def test_every_value_is_kept(grid: Grid) -> None:
     codes = torch.arange(len(grid.levels)).to(torch.uint8)
@@ -113,7 +113,7 @@ def test_rows_have_their_own_scale_and_shift() -> None:
     assert not grid.is_uniform and not grid.has_zero
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=40), st.integers(2, 8), st.booleans())
 def test_mse_scale_is_never_worse_than_min_max(values: list[float], bits: int, signed: bool) -> None:
     x = torch.tensor(values) if signed else torch.tensor(values).abs()

@@ -65,7 +65,7 @@ def test_means_and_the_nearest() -> None:
     assert numbers.tolist() == [0, 0, 1] and distances.tolist() == [1, 1, 16]  # the first of equals
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 12), st.integers(0, 99))
 def test_every_row_has_its_nearest_centroid_and_no_error_is_above_the_starts(n: int, width: int, count: int, seed: int) -> None:
     """With fewer distinct rows than centroids, too: those then leave no error."""
