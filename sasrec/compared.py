@@ -31,7 +31,8 @@ def in_order(facts: Mapping[str, Facts]) -> list[str]:
         if own.kind != "method":
             return (1 + (own.kind == "control"), own.reference is not None, name)
         line = lines.index(own.line) if own.line in lines else len(lines)
-        method = METHODS.index(own.method) if own.method in METHODS else len(METHODS)
+        plain = (own.method or "").partition("-")[0]
+        method = METHODS.index(plain) if plain in METHODS else len(METHODS)
         return (3, line, own.line, own.model or "", -(own.bits or 0), method, own.method)
 
     return sorted(facts, key=place)

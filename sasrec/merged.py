@@ -20,6 +20,7 @@ from sasrec.errors import UserError
 from sasrec.mapping import flat, from_mapping
 from sasrec.metrics import Floats
 from sasrec.quant import pq
+from sasrec.quant.attach import load_method
 from sasrec.quant.rates import of_weights
 from sasrec.reference import kind_of
 from sasrec.report.results import Kind, from_control, reference
@@ -36,8 +37,9 @@ OF_CONTROL = ("model", "epochs", "lr", "dropout", "distill")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a variant is. method, bits, line: of a quantized one. reference: what it is compared with. model: what a quantized
-    one was made from, where that is not the model that a study quantizes unless told otherwise."""
+    """What a variant is. method, bits, line: of a quantized one, the method as `of_options` names it. reference: what it is
+    compared with. model: what a quantized one was made from, where that is not the model that a study quantizes unless told
+    otherwise."""
 
     kind: Kind
     method: str | None = None
@@ -156,7 +158,8 @@ def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:
         return flat({"model": asdict(model), "train": asdict(train)})
     if facts.kind == "control":  # its name says what is special about it
         return {}
-    return flat({"quant": asdict(study.quant), "methods": {facts.method: study.methods.get(facts.method or "", {})}})
+    method = (facts.method or "").partition("-")[0]
+    return flat({"quant": asdict(study.quant), "methods": {method: study.methods.get(method, {})}})
 
 
 def changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,6 +207,20 @@ def of_product(options: Mapping[str, Any], hidden: int) -> int:
     return math.ceil(own.splits * math.log2(own.centroids) / hidden)
 
 
+def of_options(method: str, options: Any) -> str:
+    """A method with what is not as usual of its options: pact-sawb, lsq-offset. Numbers, such as rates, are left out: they make
+    no other method of it."""
+    module, own = load_method(method, options)
+    usual = asdict(module.Options())
+    words = [method]
+    for key, value in asdict(own).items():
+        if value != usual[key] and isinstance(value, bool):
+            words.append(key if value else f"no_{key}")
+        elif value != usual[key] and isinstance(value, str):
+            words.append(value)
+    return "-".join(words)
+
+
 def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) -> tuple[str, Facts]:
     """The name of a part's variant in the grid, such as lsq-4-paper, or lsq-4-paper-h128 of another model, and what it is."""
     kind = kind_of(variant, params)
@@ -221,5 +238,6 @@ def facts_of(grid: Grid, variant: str, params: Mapping[str, Any], where: str) ->
         hidden = from_mapping(Study, params, "").of_model(quant.model)[0].hidden
         bits, line = of_product(params["methods"]["pq"], hidden), "tables"
     model = None if quant.model == QuantParams().model else quant.model
-    name = "-".join([variant, str(bits), line, *filter(None, [model])])
-    return name, Facts(kind, variant, bits, line, wanted, model)
+    method = of_options(variant, params.get("methods", {}).get(variant))
+    name = "-".join([method, str(bits), line, *filter(None, [model])])
+    return name, Facts(kind, method, bits, line, wanted, model)

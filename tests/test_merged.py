@@ -233,6 +233,23 @@ def test_another_recipe_has_a_control_of_its_own(make: Make) -> None:
     }  # fmt: skip
 
 
+def test_a_method_with_another_option_stands_beside_it_under_a_name_of_its_own(make: Make) -> None:
+    def options(**own: Any) -> dict[str, Any]:
+        return PARAMS["methods"] | {method: PARAMS["methods"][method] | values for method, values in own.items()}
+
+    content = merge(
+        make("a", WHOLE | {"pact": 0.5, "lsq": 1.5}, quant={"bits": 4}),
+        make("b", WHOLE | {"pact": 1.0}, quant={"bits": 4}, methods=options(pact={"weights": "sawb", "lr": 0.01})),
+        make("c", WHOLE | {"lsq": 2.0}, quant={"bits": 4}, methods=options(lsq={"offset": True})),
+    )
+    assert list(content["runs"]) == ["sasrec", "control", "lsq-4-all", "lsq-offset-4-all", "pact-4-all", "pact-sawb-4-all"]
+    assert content["runs"]["pact-sawb-4-all"]["method"] == "pact-sawb"
+    assert content["runs"]["pact-sawb-4-all"]["parts"] == ["b"]
+    # A run of another seed is held to the options of its own name.
+    with pytest.raises(UserError, match=r"pact-sawb-4-all was made with methods\.pact\.lr: 0\.01 in b, and with None in d"):
+        merge(make("d", WHOLE | {"pact": 1.0}, seed=1, quant={"bits": 4}, methods=options(pact={"weights": "sawb"})))
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [

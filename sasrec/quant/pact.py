@@ -75,8 +75,8 @@ class PACT(Quantizer):
     """The clip alpha of one activation: [0, alpha] after ReLU or softmax. For a signed tensor, which the paper does not
     know, it is two-sided, and like an unsigned one it has 2^b levels: one more under 0 than over it, so that the lower end
     is -alpha 2^(b-1) / (2^(b-1) - 1), nearly -alpha but at few bits. (At 2 bits the symmetric three levels lose half of the
-    quality, whatever is learned.) The logarithm of alpha is trained, so that the rate is relative to it; it starts, as everywhere
-    here, at the clip with the least squared error on the calibration batches."""
+    quality, whatever is learned.) The logarithm of alpha is trained, so that the rate is relative to it; it starts at the
+    clip with the least squared error on the calibration batches."""
 
     def __init__(self, place: Place, bits: int, options: Options) -> None:
         super().__init__(place, bits, per_row=False)
