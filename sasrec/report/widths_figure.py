@@ -85,7 +85,8 @@ def _extent(axes: Axes, widths: Widths, line: str, with_models: bool, inches: fl
     if with_models:
         sizes += [model.size for model in widths.models]
     low, high = np.log10(min(sizes)), np.log10(max(sizes))
-    left, right = 1.0 / inches, 0.08  # shares of the panel
+    longest = max(len(_name(point)) for point in widths.line(line))
+    left, right = max(1.0, 0.35 + 0.08 * longest) / inches, 0.08  # shares of the panel; a letter is 0.08 inches wide
     unit = max(high - low, 0.05) / (1 - left - right)
     axes.set_xscale("log")
     axes.set_xlim(10 ** (low - left * unit), 10 ** (high + right * unit))
@@ -174,13 +175,17 @@ def _widths_on_top(figure: Figure, axes: Axes, points: list[Point]) -> None:
     axes.grid(axis="x", visible=False)
 
 
+def _name(point: Point) -> str:
+    return ", ".join(filter(None, [point.method, point.model]))
+
+
 def _names(figure: Figure, axes: Axes, points: list[Point]) -> None:
     """Each method's name, and the model where that is not the usual one, to the left of its narrowest point, kept apart, with
     a line to it."""
     figure.draw_without_rendering()  # settles the layout, which places in pixels depend on
     last: dict[str, Point] = {}
     for point in points:
-        name = ", ".join(filter(None, [point.method, point.model]))
+        name = _name(point)
         if name not in last or point.bits < last[name].bits:
             last[name] = point
     ends = list(last.values())
