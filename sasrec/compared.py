@@ -31,8 +31,7 @@ def in_order(facts: Mapping[str, Facts]) -> list[str]:
         if own.kind != "method":
             return (1 + (own.kind == "control"), own.reference is not None, name)
         line = lines.index(own.line) if own.line in lines else len(lines)
-        plain = (own.method or "").partition("-")[0]
-        method = METHODS.index(plain) if plain in METHODS else len(METHODS)
+        method = METHODS.index(own.plain_method) if own.plain_method in METHODS else len(METHODS)
         return (3, line, own.line, own.model or "", -(own.bits or 0), method, own.method)
 
     return sorted(facts, key=place)

@@ -48,6 +48,11 @@ class Facts:
     reference: str | None = None
     model: str | None = None
 
+    @property
+    def plain_method(self) -> str:
+        """The method without the options in its name."""
+        return (self.method or "").partition("-")[0]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -158,7 +163,7 @@ def _recipe(variant: str, facts: Facts, study: Study) -> dict[str, Any]:
         return flat({"model": asdict(model), "train": asdict(train)})
     if facts.kind == "control":  # its name says what is special about it
         return {}
-    method = (facts.method or "").partition("-")[0]
+    method = facts.plain_method
     return flat({"quant": asdict(study.quant), "methods": {method: study.methods.get(method, {})}})
 
 

@@ -8,23 +8,7 @@ import numpy as np
 import pytest
 
 from sasrec.data.sequences import Sequences
-from sasrec.deploy import Recommender
-from sasrec.deploy.artefact import export
 from stages import export as stage
-from tests.deploy.conftest import CATALOGUE, build
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In full precision, which is enough for all that is not about numbers."""
-    made = tmp_path_factory.mktemp("model")
-    export(made, build(), {}, CATALOGUE, {"valid_ndcg@10": 0.5})
-    return made
-
-
-@pytest.fixture(scope="module")
-def plain(folder: Path) -> Recommender:
-    return Recommender.load(folder)
 
 
 class Exporting:

@@ -67,8 +67,8 @@ def _amazon(path: Path, columns: Found, turned: str, scratch: Path | None) -> Ta
         fields = file.readline(1 << 20).split(",")
     if len(fields) == 4 and AMAZON_USER.fullmatch(fields[columns.item]) and AMAZON_ITEM.fullmatch(fields[columns.user]):
         raise UserError(
-            f"{path}, line 1: {quote(','.join(fields))} has an item where this format has users; set dataset.name to file and "
-            f"dataset.format to {turned}"
+            f"the format does not suit {path}: in line 1, {quote(','.join(fields))} has an item where users are; set "
+            f"dataset.name to file and dataset.format to {turned}"
         )
     return delimited.read(path, Layout(",", 4, columns), scratch)
 
